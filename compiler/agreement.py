@@ -1,0 +1,108 @@
+"""How far the int8 network agrees with the float network on pictures that were never used for calibration.
+
+Both run in onnxruntime on the same delivered integers: the float graph as folded, the quantized graph as it
+goes to the converter (`compiler.dialect`). For one-channel maps the figure is the mean IoU of the masks
+(logit > 0); for maps of several channels the share of pixels with the same winning channel; for vectors the
+share of pictures with the same winner. Beside each stands the signal-to-noise ratio of the raw values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.dialect import to_standard
+from passes.graph import to_bytes
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """Agreement of one output.
+
+    Attributes:
+        name: the output.
+        measure: what `value` is: mask-iou, pixel-agreement, winner-agreement, or snr-only.
+        value: 0..1, 1 is full agreement; None for snr-only.
+        snr_db: 10 log10(sum float^2 / sum (int8 - float)^2), infinite where they are equal.
+    """
+
+    name: str
+    measure: str
+    value: float | None
+    snr_db: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Measured on `pictures` pictures; one entry per output."""
+
+    pictures: int
+    outputs: tuple[OutputAgreement, ...]
+
+
+def measure_agreement(
+    float_model: ir.Model,
+    quantized: ir.Model,
+    pictures: np.ndarray,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Agreement:
+    """Run both networks over the held-out pictures, one at a time.
+
+    Args:
+        float_model: folded, takes delivered integers.
+        quantized: vendor dialect, same inputs.
+        pictures: float32 [N, C, H, W], the integers the sensor delivers.
+        progress: called with the share done, 0..1.
+    """
+    reference, tested = session(float_model), session(to_standard(quantized))
+    names = [output.name for output in reference.get_outputs()]
+    floats: list[list[np.ndarray]] = [[] for _ in names]
+    integers: list[list[np.ndarray]] = [[] for _ in names]
+    for index, picture in enumerate(pictures):
+        for kept, ran in ((floats, reference), (integers, tested)):
+            feed = {given.name: picture[None] for given in ran.get_inputs()}
+            for output, values in zip(kept, ran.run(None, feed), strict=True):
+                output.append(np.asarray(values))
+        progress((index + 1) / len(pictures))
+    outputs = tuple(
+        _compare(name, np.concatenate(a), np.concatenate(b))
+        for name, a, b in zip(names, floats, integers, strict=True)
+    )
+    return Agreement(len(pictures), outputs)
+
+
+def session(model: ir.Model) -> Any:
+    """An onnxruntime session of a standard graph on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU per sample of two boolean arrays [N, ...]; 1 where both are empty."""
+    axes = tuple(range(1, a.ndim))
+    union = (a | b).sum(axis=axes)
+    return np.where(union == 0, 1.0, (a & b).sum(axis=axes) / np.maximum(union, 1))
+
+
+def _compare(name: str, real: np.ndarray, quantized: np.ndarray) -> OutputAgreement:
+    noise = float(np.square(quantized.astype(np.float64) - real).sum())
+    signal = float(np.square(real.astype(np.float64)).sum())
+    snr = float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
+    if real.ndim == 4 and real.shape[1] == 1:
+        return OutputAgreement(name, "mask-iou", float(mask_iou(real > 0, quantized > 0).mean()), snr)
+    if real.ndim == 4 and real.shape[2] * real.shape[3] > 1:
+        return OutputAgreement(name, "pixel-agreement", _same_winner(real, quantized), snr)
+    if real.ndim >= 2 and real.shape[1] > 1:
+        return OutputAgreement(name, "winner-agreement", _same_winner(real, quantized), snr)
+    return OutputAgreement(name, "snr-only", None, snr)
+
+
+def _same_winner(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())

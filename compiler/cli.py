@@ -1,0 +1,307 @@
+"""The command line: `picosam2` with its commands, and `picosam2-compile` for the one used most.
+
+Only this module prints results and decides the exit code. Heavy imports stay inside the command that needs
+them, so that `--help` answers at once. JSON goes to stdout alone; progress and messages go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+from passes.diagnostics import Diagnostic
+from passes.errors import ExitCode, InputError, TargetViolation, ToolError
+
+if TYPE_CHECKING:
+    from compiler.result import CheckResult, CompileResult
+
+app = typer.Typer(
+    name="picosam2",
+    help="From a model to a package the Sony IMX500 runs: check, quantize, convert, and say what happened.",
+    epilog="Exit codes: 0 fine, 1 your input or usage is wrong, 2 the model violates the target, "
+    "3 the gate failed, 4 the vendor's tool or the environment failed.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="PicoSAM2/PicoSAM3 state_dict (.pt), torch.export program (.pt2), float .onnx of any network, or "
+        "a quantized .onnx of the vendor's dialect.",
+        show_default=False,
+    ),
+]
+InputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        help="What the network was trained on, for sensor pixel p: [b]imagenet[/b] (p/255 - mean)/std; "
+        "[b]unit[/b] p/255; [b]centred[/b] (p - 128)/64; [b]raw[/b] p; [b]raw-signed[/b] p - 128; or a JSON file. "
+        "Default: what the model declares, else imagenet with a warning.",
+        show_default=False,
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-size",
+        help="HEIGHTxWIDTH, for checkpoints and for graphs with a symbolic size (PicoSAM2: 96x96).",
+        show_default=False,
+    ),
+]
+PersistencyOption = Annotated[
+    bool,
+    typer.Option(
+        "--input-persistency/--no-input-persistency",
+        help="Keep the input tensor in the chip's memory during the whole inference. Off saves its bytes.",
+    ),
+]
+
+
+class CheckFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[
+        Path | None, typer.Argument(help=ModelArgument.__metadata__[0].help, show_default=False)
+    ] = None,  # type: ignore[attr-defined]
+    target: Annotated[str, typer.Option(help="The chip.")] = "imx500",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Package directory. Default: MODEL-imx500 here.", show_default=False),
+    ] = None,
+    calib: Annotated[
+        str,
+        typer.Option(
+            help="Representative pictures: a folder, coco:DIR, or builtin (photographs that come with the "
+            "installation; no download)."
+        ),
+    ] = "builtin",
+    calib_count: Annotated[int, typer.Option(min=1, help="How many pictures to calibrate on.")] = 80,
+    quantizer: Annotated[
+        str, typer.Option(help="mct-ptq: Sony MCT's post-training quantization.")
+    ] = "mct-ptq",
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    declared: InputOption = None,
+    input_size: SizeOption = None,
+    convert: Annotated[
+        bool,
+        typer.Option(
+            "--convert/--no-convert", help="Run the vendor's converter. Without it no packerOut.zip."
+        ),
+    ] = True,
+    memory_report_only: Annotated[
+        bool,
+        typer.Option("--memory-report-only", help="Let the converter only measure memory (half the time)."),
+    ] = False,
+    input_persistency: PersistencyOption = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds the converter may take.")] = 1800,
+    dump_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep the graph after each step in this folder.", show_default=False),
+    ] = None,
+    show_pipeline: Annotated[bool, typer.Option("--show-pipeline", help="Print the steps and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Take a model to a package with the vendor's packerOut.zip and a report of what happened.
+
+    The input normalisation goes into the network, batch norms are folded, operators and memory are checked
+    against the chip, the graph is quantized to int8 and converted.
+
+    [b]Example:[/b]  picosam2 compile picosam2.pt --target imx500 --calib photos/ --out picosam2-imx500
+    """
+    from compiler.driver import PIPELINE, CompileOptions, compile_model
+    from compiler.frontend import parse_size
+    from compiler.progress import Progress
+
+    if show_pipeline:
+        for number, step in enumerate(PIPELINE, start=1):
+            typer.echo(f"{number:2d}. {step.name:<15} {step.purpose}")
+        return
+    if model is None:
+        raise InputError("MODEL", "is missing", "a model file", "picosam2 compile MODEL; see --help")
+    options = CompileOptions(
+        model=model,
+        out=out or Path(f"{model.stem}-imx500"),
+        target=target,
+        calib=calib,
+        calib_count=calib_count,
+        quantizer=quantizer,
+        seed=seed,
+        declared=declared,
+        size=parse_size(input_size),
+        convert=convert,
+        memory_report_only=memory_report_only,
+        input_persistency=input_persistency,
+        timeout_s=timeout,
+        dump_dir=dump_dir,
+        cache_dir=_cache_dir(),
+    )
+    result = compile_model(options, lambda steps: Progress(steps, quiet=quiet))
+    _print_summary(result, options.out)
+
+
+@app.command("check")
+def check_command(
+    model: ModelArgument,
+    output_format: Annotated[
+        CheckFormat, typer.Option("--format", help="text for people, json for programs (stdout).")
+    ] = CheckFormat.TEXT,
+    declared: InputOption = None,
+    input_size: SizeOption = None,
+    input_persistency: PersistencyOption = True,
+) -> None:
+    """Say in a second what the vendor's tools say after a minute: every violation, and the memory forecast.
+
+    Nothing is quantized and nothing is written. Exit code 2 where the model violates the target.
+
+    [b]Example:[/b]  picosam2 check model.onnx --format json
+    """
+    import json
+
+    from compiler.checking import check_graph
+    from compiler.frontend import ModelKind, load_model, parse_size
+    from passes.pipeline import FLOAT_TRANSFORMS, QUANTIZED_TRANSFORMS, apply_all
+
+    loaded = load_model(model, declared=declared, size=parse_size(input_size))
+    quantized = loaded.kind is ModelKind.QUANTIZED_ONNX
+    graph = apply_all(loaded.model, QUANTIZED_TRANSFORMS if quantized else FLOAT_TRANSFORMS)
+    result = check_graph(graph, input_persistency=input_persistency, notes=loaded.notes)
+    if output_format is CheckFormat.JSON:
+        typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    else:
+        _print_check(result)
+    if not result.ok:
+        raise typer.Exit(ExitCode.TARGET)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Look at versions, Java, disk and memory, and name the exact fix of each mismatch.
+
+    [b]Example:[/b]  picosam2 doctor
+    """
+    from compiler.doctor import diagnose, render
+
+    findings = diagnose()
+    render(findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(ExitCode.ENVIRONMENT)
+
+
+def main() -> None:
+    """Console script `picosam2`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def compile_main() -> None:
+    """Console script `picosam2-compile`: `picosam2 compile`."""
+    sys.exit(run(["compile", *sys.argv[1:]], name="picosam2-compile"))
+
+
+def run(arguments: list[str], name: str = "picosam2") -> int:
+    """Run the command line and return the exit code; every error becomes one message on stderr."""
+    command = typer.main.get_command(app)
+    _quiet_environment()
+    try:
+        code = command.main(args=arguments, prog_name=name, standalone_mode=False)
+    except TargetViolation as error:
+        _print_diagnostics(error.diagnostics)
+        return _fail(error)
+    except ToolError as error:
+        return _fail(error)
+    except click.exceptions.Abort:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return ExitCode.USER
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FINE
+    except Exception as error:
+        if os.environ.get("PICOSAM2_DEBUG"):
+            raise
+        print(
+            f"error: internal error, {type(error).__name__}: {_first_line(error)}\n"
+            "This is a defect of picosam2-compile. PICOSAM2_DEBUG=1 shows where; please report it.",
+            file=sys.stderr,
+        )
+        return ExitCode.ENVIRONMENT
+    return code if isinstance(code, int) else ExitCode.FINE
+
+
+def _fail(error: ToolError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _interrupted() -> int:
+    """The shell's own code for a process that ended by an interrupt."""
+    print("interrupted; nothing was written", file=sys.stderr)
+    return 130
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _quiet_environment() -> None:
+    """Libraries of ours say what matters through us; their banners go nowhere."""
+    import logging
+    import warnings
+
+    if not os.environ.get("PICOSAM2_DEBUG"):
+        warnings.simplefilter("ignore")
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+def _cache_dir() -> Path | None:
+    """`PICOSAM2_CACHE` overrides the user's cache folder."""
+    path = os.environ.get("PICOSAM2_CACHE")
+    return Path(path) if path else None
+
+
+def _print_diagnostics(diagnostics: tuple[Diagnostic, ...]) -> None:
+    from compiler.report import diagnostic_text
+
+    for diagnostic in diagnostics:
+        print(diagnostic_text(diagnostic), file=sys.stderr)
+
+
+def _print_check(result: CheckResult) -> None:
+    from compiler.report import check_rows, diagnostic_text
+
+    for diagnostic in result.diagnostics:
+        typer.echo(diagnostic_text(diagnostic))
+    _print_rows(check_rows(result), typer.echo)
+
+
+def _print_summary(result: CompileResult, out: Path) -> None:
+    from compiler.report import summary_rows
+
+    def echo(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    _print_diagnostics(result.warnings)
+    _print_rows([*summary_rows(result), ("Package", f"{out} (report.md has the details)")], echo)
+
+
+def _print_rows(rows: list[tuple[str, str]], echo: Callable[[str], object]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        echo(f"{name:<{width}}  {text}")

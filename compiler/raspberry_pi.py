@@ -1,0 +1,56 @@
+"""raspberry-pi.md of a package: the commands that take packerOut.zip to the camera."""
+
+from __future__ import annotations
+
+from compiler.result import CompileResult
+
+_TEXT = """# {network} on a Raspberry Pi AI Camera
+
+The last step, from packerOut.zip to the file the camera loads, runs on the Raspberry Pi only.
+
+```sh
+sudo apt update && sudo apt install -y imx500-all imx500-tools python3-picamera2
+imx500-package -i packerOut.zip -o {network}-rpk      # writes {network}-rpk/network.rpk
+```
+
+{missing}## What the network takes
+
+{channels}x{height}x{width}, {order}; the camera delivers {delivered} as the integers the compiled network was
+made for. The normalisation is inside the network: do not set one in picamera2.
+
+```python
+from picamera2.devices import IMX500
+
+camera = IMX500("{network}-rpk/network.rpk")
+camera.set_inference_roi_abs((left, top, width, height))  # the crop around the prompt, in sensor pixels
+# then, per frame of a Picamera2(camera.camera_num):
+# outputs = camera.get_outputs(metadata, add_batch=True)
+```
+
+## What it gives
+
+{outputs}
+"""
+
+
+def instructions(result: CompileResult) -> str:
+    """The text for this package; without packerOut.zip it says so and how to get it."""
+    contract = result.contract
+    missing = ""
+    if result.vendor is None:
+        missing = "packerOut.zip is not in this package: it was compiled with --no-convert.\n\n"
+    outputs = "\n".join(
+        f"- `{o.name}`: {'x'.join(str(d) for d in o.shape)} {o.dtype}"
+        + ("" if o.grid is None else f", real value = integer x {o.grid.step:g}")
+        for o in result.outputs
+    )
+    return _TEXT.format(
+        network=result.network,
+        missing=missing,
+        channels=contract.channels,
+        height=contract.height,
+        width=contract.width,
+        order=contract.colour_order,
+        delivered="p - 128 for pixel p (signed)" if contract.signed else "the pixel p",
+        outputs=outputs,
+    )

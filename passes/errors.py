@@ -1,0 +1,62 @@
+"""What a user sees when something is wrong: one message, one exit code, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import ClassVar
+
+from passes.diagnostics import Diagnostic
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command (design: 0 to 4, nothing else)."""
+
+    FINE = 0
+    USER = 1
+    """The user's input or usage is wrong."""
+    TARGET = 2
+    """The model violates the target."""
+    GATE = 3
+    """The accuracy gate failed."""
+    ENVIRONMENT = 4
+    """The vendor tool or the environment failed."""
+
+
+class ToolError(Exception):
+    """An error with the four things a user needs: the thing, what was found, what was expected, the fix.
+
+    `thing` names the file, option, node or tool; `found` is its value; `limit` what it has to be; `fix` is
+    an instruction that works as written.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.USER
+
+    def __init__(self, thing: str, found: str, limit: str, fix: str) -> None:
+        super().__init__(f"{thing}: {found} ({limit}). Fix: {fix}")
+        self.thing = thing
+        self.found = found
+        self.limit = limit
+        self.fix = fix
+
+
+class InputError(ToolError):
+    """The user's input or usage is wrong (exit 1)."""
+
+
+class EnvironmentFault(ToolError):
+    """The vendor's tool, Java or the machine failed (exit 4)."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.ENVIRONMENT
+
+
+class TargetViolation(ToolError):
+    """The model violates the target (exit 2); `diagnostics` holds every violation found."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.TARGET
+
+    def __init__(
+        self, thing: str, found: str, limit: str, fix: str, diagnostics: Iterable[Diagnostic] = ()
+    ) -> None:
+        super().__init__(thing, found, limit, fix)
+        self.diagnostics = tuple(diagnostics)

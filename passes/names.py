@@ -1,0 +1,94 @@
+"""Give every node and value a stable name.
+
+Names are what diagnostics, dumps and the quantized graph refer to, so they must be there, be unique, and be
+the same in every run. Names the exporter gave are kept. torch.onnx.export(dynamo=False) writes the path of
+the torch module into them (`/features/features.0/conv/conv.1/Conv`), which is where the dotted module path
+of a diagnostic comes from.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from passes.graph import MODULE_KEY, all_values
+
+
+class NameEverything(ir.passes.InPlacePass):
+    """Unique, stable names for nodes and values; module paths in the nodes' metadata."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        before = _signature(graph)
+        taken: set[str] = set()
+        for node in graph:
+            node.name = _unique(node.name or _after_output(node), taken)
+            if MODULE_KEY not in node.metadata_props and (module := _module(node)):
+                node.metadata_props[MODULE_KEY] = module
+        # Inputs, outputs and initializers are the graph's interface: they choose first and keep their names.
+        values: set[str] = set()
+        interface = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        fixed = {id(value) for value in interface}
+        for value in interface:
+            if value.name:
+                values.add(value.name)
+        for value in all_values(graph):
+            if id(value) in fixed and value.name:
+                continue
+            producer = value.producer()
+            base = value.name or (f"{producer.name}_output_{value.index()}" if producer else "value")
+            value.name = _unique(base, values)
+        return ir.passes.PassResult(model, modified=_signature(graph) != before)
+
+    def ensures(self, model: ir.Model) -> None:
+        names = [node.name for node in model.graph]
+        values = [value.name for value in all_values(model.graph)]
+        for kind, found in (("node", names), ("value", values)):
+            if not all(found) or len(set(found)) != len(found):
+                raise ir.passes.PostconditionError(f"a {kind} has no name of its own")
+
+
+def module_path(node_name: str) -> str:
+    """Dotted module path from a torch exporter's node name, "" where the name is of another make.
+
+    Every scope is one component; a child of a Sequential repeats its parent's name
+    (`features`, `features.0`), so a component that extends the last one replaces it.
+    """
+    if not node_name.startswith("/"):
+        return ""
+    path: list[str] = []
+    for scope in node_name[1:].split("/")[:-1]:
+        if path and scope.startswith(path[-1] + "."):
+            path[-1] = scope
+        else:
+            path.append(scope)
+    return ".".join(path)
+
+
+def _module(node: ir.Node) -> str:
+    """From the node's name, else from its weight's (`down1.weight`; exported programs keep only those)."""
+    if module := module_path(node.name or ""):
+        return module
+    for value in node.inputs[1:2]:
+        if value is not None and value.is_initializer() and (value.name or "").endswith(".weight"):
+            module = (value.name or "").removesuffix(".weight")
+            return "" if module == node.name else module  # a weight of ours is named after its node
+    return ""
+
+
+def _after_output(node: ir.Node) -> str:
+    """A node without a name is named after its first output, else after its operator."""
+    first = node.outputs[0].name if node.outputs else None
+    return f"{node.op_type}_{first}" if first else node.op_type
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def _signature(graph: ir.Graph) -> list[str | None]:
+    return [node.name for node in graph] + [value.name for value in all_values(graph)]

@@ -1,0 +1,132 @@
+"""Prompt protocols: which part of a picture the network sees when a person points at an object.
+
+The sensor takes pixels and nothing else, so the prompt is the centre of the crop.
+
+- `point-native-96`: a 96 x 96 window at native resolution, centred on the prompt point, which is the centre
+  of the mask's bounding box, or the mask pixel nearest to that centre where the centre is not in the mask.
+- `roi-pad10`: the object's box plus 10 % of its size on each side, made square around the same centre and
+  rescaled to 96 x 96.
+
+Where a window leaves the picture it is padded (the authors clip and stretch it, which moves the prompt off
+the centre), so the prompt stays at the centre everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Box = tuple[float, float, float, float]
+"""left, top, width, height in pixels, as COCO writes it."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A rule from (picture, mask) to a square crop.
+
+    Attributes:
+        name: the name reports use.
+        size: side of the crop in pixels.
+        pad_value: the pixel outside the picture, in every channel; 128 is zero after the shipped
+            student's normalisation. The mask is empty there.
+        box_margin: share of the box's width and height added on each side before rescaling; None leaves
+            the picture at its native resolution.
+    """
+
+    name: str
+    size: int = 96
+    pad_value: int = 128
+    box_margin: float | None = None
+
+
+POINT_NATIVE_96 = Protocol("point-native-96")
+ROI_PAD10 = Protocol("roi-pad10", box_margin=0.10)
+PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (POINT_NATIVE_96, ROI_PAD10)}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of `side` pixels whose first pixel is (top, left); it may leave the picture."""
+
+    top: int
+    left: int
+    side: int
+
+    def grown(self, margin: int) -> Window:
+        return Window(self.top - margin, self.left - margin, self.side + 2 * margin)
+
+
+def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
+    """left, top, width and height of the smallest box around a mask with at least one pixel."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
+
+
+def prompt_point(mask: Mask) -> tuple[int, int]:
+    """Row and column of the prompt; the mask, bool [H, W], has at least one pixel. Always inside the mask."""
+    left, top, width, height = bounding_box(mask)
+    row, column = top + height // 2, left + width // 2
+    if not mask[row, column]:
+        rows, columns = np.nonzero(mask)
+        nearest = int(np.argmin((rows - row) ** 2 + (columns - column) ** 2))
+        row, column = int(rows[nearest]), int(columns[nearest])
+    return row, column
+
+
+def window(protocol: Protocol, mask: Mask, box: Box | None = None) -> Window:
+    """The part of the picture that the protocol shows.
+
+    Args:
+        mask: bool [H, W] with at least one pixel.
+        box: the object's box, for protocols that rescale it; by default the mask's bounding box.
+    """
+    if protocol.box_margin is None:
+        row, column = prompt_point(mask)
+        return Window(row - protocol.size // 2, column - protocol.size // 2, protocol.size)
+    left, top, width, height = box or bounding_box(mask)
+    side = max(1, round(max(height, width) * (1.0 + 2.0 * protocol.box_margin)))
+    return Window(round(top + (height - side) / 2), round(left + (width - side) / 2), side)
+
+
+def cut(plane: Pixels, place: Window, pad_value: int) -> Pixels:
+    """The window's pixels, uint8 [side, side] or [side, side, C], `pad_value` where it leaves the picture."""
+    out = np.full((place.side, place.side, *plane.shape[2:]), pad_value, np.uint8)
+    height, width = plane.shape[:2]
+    top, left = max(place.top, 0), max(place.left, 0)
+    bottom, right = min(place.top + place.side, height), min(place.left + place.side, width)
+    if bottom > top and right > left:
+        out[top - place.top : bottom - place.top, left - place.left : right - place.left] = plane[
+            top:bottom, left:right
+        ]
+    return out
+
+
+def crop(
+    protocol: Protocol, picture: Pixels, mask: Mask, box: Box | None = None, margin: int = 0
+) -> tuple[Pixels, Mask]:
+    """The crop a network sees and the object's mask in it.
+
+    Args:
+        picture: RGB, uint8 [H, W, 3].
+        mask: bool [H, W] with at least one pixel.
+        box: see `window`.
+        margin: extra pixels on each side of the crop (at the crop's resolution), for augmentation.
+
+    Returns:
+        uint8 [S, S, 3] and bool [S, S] with S = protocol.size + 2 * margin.
+    """
+    size = protocol.size + 2 * margin
+    place = window(protocol, mask, box)
+    place = place.grown(round(margin * place.side / protocol.size))
+    pixels = cut(picture, place, protocol.pad_value)
+    inside = cut(mask.astype(np.uint8) * 255, place, 0)
+    if place.side != size:
+        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+        inside = np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.BILINEAR))
+    return pixels, inside >= 128

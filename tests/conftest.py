@@ -1,0 +1,19 @@
+"""What every test shares: one torch thread (results do not depend on the machine) and the data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real pictures and teachers; they are not part of the repository."""
+    folder = Path(os.environ.get("PICOSAM2_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no pictures: {folder} is absent (set PICOSAM2_DATA)")
+    return folder

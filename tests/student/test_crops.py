@@ -1,0 +1,86 @@
+"""The prompt is at the centre of the crop, at the picture's borders too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from student.crops import POINT_NATIVE_96, PROTOCOLS, ROI_PAD10, Window, crop, cut, prompt_point, window
+
+
+def square(height: int, width: int, top: int, left: int, side: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.bool_)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def test_prompt_is_the_centre_of_the_box() -> None:
+    assert prompt_point(square(50, 60, 10, 20, 9)) == (14, 24)
+
+
+def test_prompt_moves_to_the_nearest_mask_pixel() -> None:
+    ring = square(50, 60, 10, 10, 21) & ~square(50, 60, 13, 11, 15)
+    assert not ring[20, 20]
+    row, column = prompt_point(ring)
+    distances = [(r - 20) ** 2 + (c - 20) ** 2 for r, c in np.argwhere(ring)]
+    assert ring[row, column]
+    assert (row - 20) ** 2 + (column - 20) ** 2 == min(distances)
+
+
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    points=st.lists(st.tuples(st.integers(0, 149), st.integers(0, 149)), min_size=1, max_size=6),
+)
+def test_point_native_keeps_the_prompt_at_the_centre(
+    height: int, width: int, points: list[tuple[int, int]]
+) -> None:
+    mask = np.zeros((height, width), np.bool_)
+    for row, column in points:
+        mask[row % height, column % width] = True
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    row, column = prompt_point(mask)
+    pixels, inside = crop(POINT_NATIVE_96, picture, mask)
+    assert inside[48, 48]
+    assert np.array_equal(pixels[48, 48], picture[row, column])
+
+
+def test_outside_the_picture_is_padding() -> None:
+    picture = np.full((40, 200, 3), 7, np.uint8)
+    pixels, inside = crop(POINT_NATIVE_96, picture, square(40, 200, 0, 0, 10))
+    seen = np.zeros((96, 96), np.bool_)
+    seen[43:83, 43:] = True  # the prompt is pixel (5, 5), at (48, 48) of the crop
+    assert (pixels[seen] == 7).all()
+    assert (pixels[~seen] == POINT_NATIVE_96.pad_value).all()
+    assert inside.sum() == 100
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+def test_a_margin_only_adds_pixels_around(protocol: object) -> None:
+    assert protocol in (POINT_NATIVE_96, ROI_PAD10)
+    picture = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    mask = square(300, 300, 100, 120, 80)  # roi-pad10 shows it at native resolution too
+    plain, plain_mask = crop(protocol, picture, mask)  # type: ignore[arg-type]
+    wide, wide_mask = crop(protocol, picture, mask, margin=8)  # type: ignore[arg-type]
+    assert wide.shape == (112, 112, 3)
+    assert np.array_equal(wide[8:-8, 8:-8], plain)
+    assert np.array_equal(wide_mask[8:-8, 8:-8], plain_mask)
+
+
+def test_roi_is_a_square_with_a_tenth_on_each_side() -> None:
+    mask = square(400, 400, 100, 100, 1)
+    assert window(ROI_PAD10, mask, (100.0, 150.0, 50.0, 20.0)) == Window(130, 95, 60)
+    assert window(ROI_PAD10, square(400, 400, 30, 40, 20)) == Window(28, 38, 24)
+
+
+def test_roi_rescales_the_object_to_the_same_share() -> None:
+    picture = np.zeros((500, 500, 3), np.uint8)
+    for side in (5, 40, 300):
+        _, inside = crop(ROI_PAD10, picture, square(500, 500, 80, 90, side))
+        assert inside.mean() == pytest.approx(1 / 1.2**2, rel=0.03)
+
+
+def test_a_window_far_outside_is_all_padding() -> None:
+    assert (cut(np.zeros((10, 10), np.uint8), Window(500, -700, 4), 9) == 9).all()
