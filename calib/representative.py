@@ -74,7 +74,7 @@ _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 @dataclass(frozen=True)
 class Source:
-    """One picture file: its name (relative to the folder or wheel), the SHA-256 of its bytes, and its part."""
+    """A picture file: its name (relative to the folder or wheel), SHA-256 of its bytes, and its part."""
 
     name: str
     sha256: str

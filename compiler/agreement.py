@@ -8,7 +8,7 @@ share of pictures with the same winner. Beside each stands the signal-to-noise r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Agreement:
 def measure_agreement(
     float_model: ir.Model,
     quantized: ir.Model,
-    pictures: np.ndarray,
+    pictures: Sequence[np.ndarray],
     progress: Callable[[float], None] = lambda _: None,
 ) -> Agreement:
     """Run both networks over the held-out pictures, one at a time.
@@ -55,24 +55,28 @@ def measure_agreement(
     Args:
         float_model: folded, takes delivered integers.
         quantized: vendor dialect, same inputs.
-        pictures: float32 [N, C, H, W], the integers the sensor delivers.
+        pictures: for each input float32 [N, C, H, W], the integers the sensor delivers; N is the same.
         progress: called with the share done, 0..1.
     """
     reference, tested = session(float_model), session(to_standard(quantized))
     names = [output.name for output in reference.get_outputs()]
     floats: list[list[np.ndarray]] = [[] for _ in names]
     integers: list[list[np.ndarray]] = [[] for _ in names]
-    for index, picture in enumerate(pictures):
+    count = len(pictures[0])
+    for index in range(count):
         for kept, ran in ((floats, reference), (integers, tested)):
-            feed = {given.name: picture[None] for given in ran.get_inputs()}
+            feed = {
+                given.name: one[index].reshape([1, *given.shape[1:]])
+                for given, one in zip(ran.get_inputs(), pictures, strict=True)
+            }
             for output, values in zip(kept, ran.run(None, feed), strict=True):
                 output.append(np.asarray(values))
-        progress((index + 1) / len(pictures))
+        progress((index + 1) / count)
     outputs = tuple(
         _compare(name, np.concatenate(a), np.concatenate(b))
         for name, a, b in zip(names, floats, integers, strict=True)
     )
-    return Agreement(len(pictures), outputs)
+    return Agreement(count, outputs)
 
 
 def session(model: ir.Model) -> Any:

@@ -36,8 +36,8 @@ app = typer.Typer(
 ModelArgument = Annotated[
     Path,
     typer.Argument(
-        help="PicoSAM2/PicoSAM3 state_dict (.pt), torch.export program (.pt2), float .onnx of any network, or "
-        "a quantized .onnx of the vendor's dialect.",
+        help="PicoSAM2/PicoSAM3 state_dict (.pt), torch.export program (.pt2), float .onnx of any network, "
+        "or a quantized .onnx of the vendor's dialect.",
         show_default=False,
     ),
 ]
@@ -46,8 +46,8 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         help="What the network was trained on, for sensor pixel p: [b]imagenet[/b] (p/255 - mean)/std; "
-        "[b]unit[/b] p/255; [b]centred[/b] (p - 128)/64; [b]raw[/b] p; [b]raw-signed[/b] p - 128; or a JSON file. "
-        "Default: what the model declares, else imagenet with a warning.",
+        "[b]unit[/b] p/255; [b]centred[/b] (p - 128)/64; [b]raw[/b] p; [b]raw-signed[/b] p - 128; "
+        "or a JSON file. Default: what the model declares, else imagenet with a warning.",
         show_default=False,
     ),
 ]
@@ -90,7 +90,7 @@ def compile_command(
             "installation; no download)."
         ),
     ] = "builtin",
-    calib_count: Annotated[int, typer.Option(min=1, help="How many pictures to calibrate on.")] = 80,
+    calib_count: Annotated[int, typer.Option(min=1, help="How many pictures to calibrate on.")] = 64,
     quantizer: Annotated[
         str, typer.Option(help="mct-ptq: Sony MCT's post-training quantization.")
     ] = "mct-ptq",
@@ -216,6 +216,7 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     """Run the command line and return the exit code; every error becomes one message on stderr."""
     command = typer.main.get_command(app)
     _quiet_environment()
+    _terminate_like_interrupt()
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except TargetViolation as error:
@@ -243,6 +244,18 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         )
         return ExitCode.ENVIRONMENT
     return code if isinstance(code, int) else ExitCode.FINE
+
+
+def _terminate_like_interrupt() -> None:
+    """SIGTERM unwinds like Ctrl-C, so that temporary folders and the vendor's processes go with us."""
+    import signal
+    import threading
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _fail(error: ToolError) -> int:

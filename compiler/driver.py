@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from compiler import package
 from compiler.cache import Cache
 from compiler.checking import check_graph
-from compiler.frontend import Loaded, ModelKind, load_model
+from compiler.frontend import Loaded, ModelKind, input_contracts, load_model
 from compiler.progress import Progress
 from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
 from passes import graph as graphs
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     from compiler.converter import Conversion, ConverterInstall
 
 TARGETS = ("imx500",)
-DEFAULT_PICTURES = 80
-"""Pictures for calibration: PTQ of the student then takes seconds, and more change nothing that is measured."""
-
-HELD_OUT = 32
-"""Pictures the float and the int8 network are compared on; they come from other sources than calibration."""
+DEFAULT_PICTURES = 64
+"""Pictures for calibration where the command line names no number."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class State:
     float_model: ir.Model | None = None
     quantized: ir.Model | None = None
     check: CheckResult | None = None
-    representative: RepresentativeSet | None = None
+    representative: tuple[RepresentativeSet, ...] = ()
     agreement: Agreement | None = None
     conversion: Conversion | None = None
     cached: bool = False
@@ -188,27 +185,30 @@ def _calibration(state: State) -> State:
 
     assert state.loaded is not None
     options = state.options
-    data = load_representative(options.calib, state.loaded.contract, options.calib_count, options.seed)
-    return dataclasses.replace(state, representative=data)
+    assert state.float_model is not None
+    sets = tuple(
+        load_representative(options.calib, contract, options.calib_count, options.seed)
+        for contract in input_contracts(state.float_model, state.loaded.contract)
+    )
+    return dataclasses.replace(state, representative=sets)
 
 
 def _quantize(state: State) -> State:
     from calib.ptq import mct_ptq
 
     assert state.float_model is not None
-    assert state.representative is not None
-    data, options = state.representative, state.options
+    sets, options = state.representative, state.options
     key = state.cache.key(
         "mct-ptq",
         graphs.to_bytes(state.float_model),
-        data.pictures.tobytes(),
+        *(one.pictures.tobytes() for one in sets),
         str(options.seed).encode(),
         *(f"{name}=={version}".encode() for name, version in sorted(_versions().items())),
     )
     if (entry := state.cache.get(key)) is not None:
         quantized = graphs.parse(entry["model_quant.onnx"])
         return dataclasses.replace(state, quantized=quantized, cached=True)
-    quantized = mct_ptq(state.float_model, data, seed=options.seed, progress=state.progress.update)
+    quantized = mct_ptq(state.float_model, sets, seed=options.seed, progress=state.progress.update)
     state.cache.put(key, {"model_quant.onnx": graphs.to_bytes(quantized)})
     return dataclasses.replace(state, quantized=quantized)
 
@@ -219,9 +219,7 @@ def _agreement(state: State) -> State:
 
     assert state.float_model is not None
     assert state.quantized is not None
-    assert state.representative is not None
-    assert state.loaded is not None
-    pictures = delivered(state.representative.held_out[:HELD_OUT], state.loaded.contract)
+    pictures = [delivered(one.held_out, one.contract) for one in state.representative]
     agreement = measure_agreement(
         state.float_model,
         state.quantized,
@@ -353,7 +351,7 @@ def _result(state: State) -> CompileResult:
         contract=state.loaded.contract,
         seed=state.options.seed,
         quantizer=state.options.quantizer if _is_float(state) else None,
-        calibration=None if state.representative is None else _calibration_facts(state.representative),
+        calibration=_calibration_facts(state.representative[0]) if state.representative else None,
         check=state.check,
         outputs=_outputs(state.quantized),
         agreement=state.agreement,
@@ -370,7 +368,7 @@ def _calibration_facts(data: RepresentativeSet) -> dict[str, Any]:
         "pictures": len(data.pictures),
         "held_out": len(data.held_out),
         "seed": data.seed,
-        "sources": [f"{name} {digest}" for name, digest in data.sources],
+        "sources": [f"{source.name} {source.sha256}" for source in data.sources],
     }
 
 

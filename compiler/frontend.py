@@ -256,6 +256,22 @@ def declared_contract(text: str, channels: int, height: int, width: int) -> Inpu
     return InputContract.loads(path.read_text(encoding="utf-8"))
 
 
+def input_contracts(model: ir.Model, contract: InputContract) -> tuple[InputContract, ...]:
+    """The contract of every input: the declared one where the shape is its own, else the plain integers.
+
+    A second input that is no such picture (a mask, a vector) gets the integers -128..127 as they are.
+    """
+    found = []
+    for value in graphs.real_inputs(model.graph):
+        shape = graphs.static_shape(value) or ()
+        channels, height, width = (*(dim or 1 for dim in shape[1:4]), 1, 1, 1)[:3]
+        if (channels, height, width) == (contract.channels, contract.height, contract.width):
+            found.append(contract)
+        else:
+            found.append(contracts.raw(channels, height, width, signed=True))
+    return tuple(found)
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """`96` or `96x128` (height x width)."""
     if text is None:

@@ -180,8 +180,8 @@ def _contract_lines(result: CompileResult) -> list[str]:
     contract = result.contract
     delivered = "p - 128" if contract.signed else "p"
     lines = [
-        f"{contract.channels}x{contract.height}x{contract.width}, {contract.colour_order}. For sensor pixel p "
-        f"(0..255) the chip's network takes the integer q = {delivered}; the network was trained on x:",
+        f"{contract.channels}x{contract.height}x{contract.width}, {contract.colour_order}. For sensor pixel "
+        f"p (0..255) the chip's network takes the integer q = {delivered}; the network was trained on x:",
         "",
         "| sensor pixel p | integer q | real x per channel |",
         "|---:|---:|---|",
@@ -205,7 +205,7 @@ def _memory_lines(result: CompileResult) -> list[str]:
     lines += [
         f"| budget | {memory.budget_bytes:,} | exact | |",
         "",
-        "The largest tensors in the chip's memory (bytes; live from the first to the last step of the schedule):",
+        "The largest tensors in the chip's memory (bytes; live from the first to the last step):",
         "",
         "| tensor | bytes | layout | live |",
         "|---|---:|---|---|",
@@ -223,8 +223,8 @@ def _agreement_lines(result: CompileResult) -> list[str]:
         "",
         *(f"- {o.name}: {_agreement_text(o, result.agreement.pictures)}" for o in result.agreement.outputs),
         "",
-        "Both ran on the integers the sensor delivers, the int8 side from model_quant.onnx, the file that the "
-        "converter took.",
+        "Both ran on the integers the sensor delivers, the int8 side from model_quant.onnx, the file that "
+        "the converter took.",
         "",
     ]
 

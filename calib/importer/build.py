@@ -78,13 +78,12 @@ def to_torch(model: ir.Model) -> Imported:
             problems,
         )
     ours = fx.GraphModule(context.root, context.graph)
-    ours.graph.lint()
     retraced, names = _retrace(ours, context)
     return Imported(retraced, names, _batch_free(retraced, _random_inputs(model.graph)))
 
 
 def _with_batch_1(model: ir.Model) -> ir.Model:
-    """The model itself, or, where its batch is symbolic, a copy with batch 1 and the arithmetic on it folded."""
+    """The model, or where its batch is symbolic a copy with batch 1 and the arithmetic on it folded."""
     inputs = real_inputs(model.graph)
     if all(
         value.shape is None or len(value.shape) == 0 or isinstance(value.shape[0], int) for value in inputs

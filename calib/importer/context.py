@@ -86,7 +86,7 @@ class Context:
         return self._values[value]
 
     def constant(self, node: ir.Node, index: int) -> np.ndarray | None:
-        """The constant at an input, None where the input is absent; raises UnknownForm where it is computed."""
+        """The constant at an input, None where it is absent; raises UnknownForm where it is computed."""
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             return None
@@ -181,10 +181,11 @@ class Context:
     ) -> fx.Node:
         assert self._current is not None
         self.origin[node] = self._current
-        known = fx.node.map_arg((tuple(arguments), keywords), lambda n: self._examples[n])
+        positional: Any = fx.node.map_arg(tuple(arguments), self._examples.__getitem__)
+        named: Any = fx.node.map_arg(keywords, self._examples.__getitem__)
         with torch.no_grad():
             try:
-                self._examples[node] = function(*known[0], **known[1])
+                self._examples[node] = function(*positional, **named)
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 raise UnknownForm(
                     f"torch refuses it: {str(error).strip().splitlines()[0]}",

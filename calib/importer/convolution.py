@@ -28,7 +28,7 @@ def padding_of(
 ) -> Padding:
     """The padding of a convolution or pooling, with auto_pad worked out.
 
-    SAME: out = ceil(in / stride); the padding that takes, the odd one at the end (UPPER) or the start (LOWER).
+    SAME: out = ceil(in / stride) and the padding that takes, the odd one at the end (UPPER) or start (LOWER).
     """
     mode = text(node, "auto_pad", "NOTSET")
     if mode == "NOTSET":

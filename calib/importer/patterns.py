@@ -46,7 +46,7 @@ class Group:
 
 
 def find(graph: ir.Graph) -> dict[ir.Node, Group]:
-    """Every group, by its last node; no node is in two groups. Later nodes choose first, so groups are maximal."""
+    """Every group, by its last node; no node is in two. Later nodes choose first, so groups are maximal."""
     found: dict[ir.Node, Group] = {}
     taken: set[ir.Node] = set()
     outputs = set(graph.outputs)
@@ -129,14 +129,17 @@ def _product(value: ir.Value, inner: bool = False) -> _Product:
     ):
         return _Product(1.0, (value,), ())
     first, second = node.inputs
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     divisor = _number(second)
     if node.op_type == "Div":
         if divisor is None or divisor == 0.0:
             return _Product(1.0, (value,), ())
         below = _product(first, inner=True)
         return _Product(below.coefficient / divisor, below.factors, (*below.nodes, node))
-    coefficient, factors, nodes = 1.0, [], []
+    coefficient = 1.0
+    factors: list[ir.Value] = []
+    nodes: list[ir.Node] = []
     for operand in (first, second):
         number = _number(operand)
         if number is not None:
@@ -331,7 +334,7 @@ def layer_norm(
     shape: tuple[int, ...], eps: float, weight: np.ndarray | None, bias: np.ndarray | None
 ) -> nn.LayerNorm:
     """nn.LayerNorm over the last axes; an absent weight is 1, an absent bias 0."""
-    module = nn.LayerNorm(shape, eps=eps)
+    module = nn.LayerNorm(list(shape), eps=eps)
     if weight is not None:
         module.weight.data = to_tensor(np.broadcast_to(weight, shape))
     if bias is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator as python
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
@@ -185,7 +186,7 @@ def unsqueeze(ctx: Context, node: ir.Node) -> fx.Node:
 @operator("Expand")
 def expand(ctx: Context, node: ir.Node) -> fx.Node:
     x, wanted = ctx.activation(node), [int(size) for size in ctx.required(node, 1).reshape(-1)]
-    shape = tuple(torch.broadcast_shapes(ctx.shape(x), tuple(wanted)))
+    shape = np.broadcast_shapes(ctx.shape(x), tuple(wanted))
     if shape == ctx.shape(x):
         return x
     if len(shape) == ctx.rank(x):

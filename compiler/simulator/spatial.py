@@ -181,8 +181,14 @@ def resize(call: Call) -> Value:
         )
     scales, sizes = _scales(call, x.shape)
     for axis, (scale, size) in enumerate(zip(scales, sizes, strict=True)):
-        if size == x.shape[axis] and scale == 1:
+        if scale == 1:
             continue
+        if size == x.shape[axis]:
+            raise call.refuse(
+                f"a scale of {float(scale)} that leaves {size} elements",
+                "a scale that changes the size (runtimes copy here, the formula does not)",
+                "give the output size, or drop the Resize",
+            )
         if mode == "nearest":
             x = _nearest(x, axis, [math.floor(i / scale) for i in range(size)])
         else:

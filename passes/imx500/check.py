@@ -13,6 +13,7 @@ from passes.imx500.geometry import data_nodes
 from passes.imx500.limits import MAX_RANK, MIN_RANK, SOURCE
 from passes.imx500.quantized import check_quantized
 from passes.imx500.rules import RULES, Rule
+from passes.imx500.stage import float_view
 
 
 def check_operators(model: ir.Model) -> tuple[Diagnostic, ...]:
@@ -23,7 +24,7 @@ def check_operators(model: ir.Model) -> tuple[Diagnostic, ...]:
             quantizers apply as well). Shapes are inferred; the batch is 1 or symbolic.
     """
     found = [*_check_inputs(model.graph)]
-    for node in data_nodes(model.graph):
+    for node in data_nodes(float_view(model).model.graph):
         found.extend(_check_node(node))
     if is_quantized(model):
         found.extend(check_quantized(model))

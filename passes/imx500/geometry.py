@@ -52,7 +52,7 @@ def behind(value: ir.Value) -> ir.Value:
     """The value itself, seen through quantizers, Identity and Dropout."""
     producer = value.producer()
     while producer is not None and value.index() == 0 and producer.inputs and producer.inputs[0] is not None:
-        if not (is_quantizer(producer) or (is_standard(producer) and producer.op_type in PASS_THROUGH)):
+        if not is_quantizer(producer) and producer.op_type not in PASS_THROUGH:
             break
         value = producer.inputs[0]
         producer = value.producer()

@@ -1,0 +1,280 @@
+"""Post-training quantization with MCT: float graph in, graph of the vendor's dialect out.
+
+The float graph becomes a torch module (calib/importer), MCT chooses thresholds for its `imx500` target from
+the representative pictures, its exporter writes the `mct_quantizers` dialect, and the float graph's names are
+put back (calib/restore).
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calib.representative import RepresentativeSet, delivered
+from passes.contract import InputContract
+from passes.diagnostics import Diagnostic, Severity
+from passes.errors import EnvironmentFault, InputError, TargetViolation
+from passes.graph import load, module_of, real_inputs, static_shape
+
+if TYPE_CHECKING:
+    from torch import fx
+
+Progress = Callable[[str, float | None], None]
+"""Called with the phase and the share of it that is done, None where that is not known."""
+
+BATCH = 16
+"""Pictures per calibration batch; MCT's time hardly depends on it between 8 and 32."""
+
+RULE = "mct/refused"
+
+
+def mct_ptq(
+    model: ir.Model,
+    representative: RepresentativeSet | Sequence[RepresentativeSet],
+    *,
+    seed: int,
+    progress: Progress,
+    log: TextIO | None = None,
+) -> ir.Model:
+    """Quantize a float graph that takes the sensor's integers.
+
+    Args:
+        model: named and simplified, batch 1 or symbolic. It is not changed.
+        representative: one set, or one per graph input; as many pictures in each.
+        seed: for Python's, NumPy's and torch's generators, which MCT may draw from.
+        progress: see Progress.
+        log: everything MCT prints goes there; nothing goes to stdout or stderr.
+
+    Returns:
+        A graph in the `mct_quantizers` dialect with the float graph's names, inputs, outputs and metadata;
+        each input passes its integers through unchanged (quantizer step 1). The same arguments give the same
+        bytes.
+
+    Raises:
+        TargetViolation: an operator the importer does not know, or MCT refuses the network; with the node's
+            name where it is known.
+        InputError: the pictures do not fit the inputs.
+        EnvironmentFault: MCT is not installed.
+    """
+    sets = [representative] if isinstance(representative, RepresentativeSet) else list(representative)
+    inputs = real_inputs(model.graph)
+    arrays = _arrays(inputs, sets)
+    progress("importing", None)
+    from calib.importer import to_torch
+    from calib.restore import restore
+
+    imported = to_torch(model)
+    batch = BATCH if imported.batch_free else 1
+    _seed(seed)
+    with tempfile.TemporaryDirectory(prefix="picosam2-ptq-") as folder, _quiet(progress, log):
+        path = Path(folder) / "quantized.onnx"
+        try:
+            _run_mct(
+                imported.module,
+                arrays,
+                batch,
+                path,
+                progress,
+            )
+        except ImportError as error:
+            raise EnvironmentFault(
+                "model-compression-toolkit",
+                f"cannot be imported ({error})",
+                "model-compression-toolkit 2.5.1 with torch 2.6",
+                "pip install -e . in the project's environment",
+            ) from error
+        except Exception as error:  # MCT raises bare Exceptions, and torch its own kinds through it
+            raise _refused(error, model, imported.names) from error
+        quantized = load(path)
+    placeholders = [node.name for node in imported.module.graph.nodes if node.op == "placeholder"]
+    restore(quantized, model, imported.names, placeholders)
+    _fix_input_steps(quantized, [one.contract for one in sets])
+    return quantized
+
+
+def _arrays(inputs: Sequence[ir.Value], sets: Sequence[RepresentativeSet]) -> list[NDArray[np.float32]]:
+    """What the sensor delivers, one array [N, ...] per graph input."""
+    if len(sets) != len(inputs):
+        raise InputError(
+            "calibration",
+            f"{len(sets)} sets of pictures",
+            f"one per input of the network: {', '.join(str(value.name) for value in inputs)}",
+            "give a set for each input",
+        )
+    arrays = []
+    for value, one in zip(inputs, sets, strict=True):
+        array = delivered(one.pictures, one.contract)
+        shape = static_shape(value) or ()
+        if None in shape[1:] or int(np.prod([s for s in shape[1:] if s is not None])) != array[0].size:
+            raise InputError(
+                f"calibration of input {value.name}",
+                f"pictures of shape {array.shape[1:]}",
+                f"the input's shape {value.shape}",
+                "make the input contract fit the network's input",
+            )
+        arrays.append(array.reshape(len(array), *(s for s in shape[1:] if s is not None)))
+    return arrays
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _run_mct(
+    module: fx.GraphModule,
+    arrays: Sequence[NDArray[np.float32]],
+    batch: int,
+    path: Path,
+    progress: Progress,
+) -> None:
+    """Quantize `module` and write the ONNX file."""
+    progress("loading MCT", None)
+    import model_compression_toolkit as mct
+    from model_compression_toolkit.core.pytorch.pytorch_device_config import set_working_device
+
+    set_working_device("cpu")  # the same bytes with and without a GPU
+
+    def batches() -> Iterator[list[NDArray[np.float32]]]:
+        for start in range(0, len(arrays[0]), batch):
+            yield [array[start : start + batch] for array in arrays]
+
+    def one_picture() -> Iterator[list[NDArray[np.float32]]]:
+        yield [array[:1] for array in arrays]
+
+    config = mct.core.CoreConfig(
+        quantization_config=mct.core.QuantizationConfig(
+            # Each layer of the float graph stays a layer of the quantized one, so that what was checked and
+            # forecast is what is shipped.
+            linear_collapsing=False,
+            residual_collapsing=False,
+        )
+    )
+    progress("collecting statistics", 0.0)
+    quantized, _ = mct.ptq.pytorch_post_training_quantization(
+        module,
+        batches,
+        core_config=config,
+        target_platform_capabilities=mct.get_target_platform_capabilities("pytorch", "imx500"),
+    )
+    progress("exporting", None)
+    _name_functions(quantized)
+    mct.exporter.pytorch_export_model(quantized, str(path), one_picture)
+
+
+def _name_functions(quantized: Any) -> None:
+    """Make a module of every torch function in MCT's model, so that the exporter writes its name.
+
+    The ONNX exporter names a node after the modules around it; a function's nodes would come out as `/Add_3`.
+    """
+    from torch import nn
+
+    class Named(nn.Module):
+        def __init__(self, function: Callable[..., Any]) -> None:
+            super().__init__()
+            self.function = function
+
+        def forward(self, *arguments: Any, **keywords: Any) -> Any:
+            return self.function(*arguments, **keywords)
+
+    for node in quantized.node_sort:
+        operation = getattr(quantized, node.name)
+        if not isinstance(operation, nn.Module):
+            delattr(quantized, node.name)
+            quantized.add_module(node.name, Named(operation))
+
+
+def _fix_input_steps(quantized: ir.Model, contracts: Sequence[InputContract]) -> None:
+    """Give each input's quantizer the step 1 of the sensor's integers, whatever the pictures' range was."""
+    for value, contract in zip(quantized.graph.inputs, contracts, strict=True):
+        for node in (use.node for use in value.uses()):
+            if node.op_type == "ActivationPOTQuantizer":
+                node.attributes["threshold"] = ir.AttrFloat32(
+                    "threshold", float(max(contract.highest + 1, -contract.lowest))
+                )
+                node.attributes["signed"] = ir.AttrInt64("signed", int(contract.signed))
+
+
+# What MCT prints, and what it raises
+
+
+class _Listener(io.TextIOBase):
+    """Takes what MCT prints; its tqdm bars become progress."""
+
+    BAR = re.compile(r"([A-Z][\w ]+): +(\d+)%")
+
+    def __init__(self, progress: Progress, log: TextIO | None) -> None:
+        self._progress = progress
+        self._log = log
+
+    def write(self, text: str) -> int:
+        if self._log is not None:
+            self._log.write(text)
+        for phase, percent in self.BAR.findall(text):
+            self._progress(phase.lower(), int(percent) / 100)
+        return len(text)
+
+
+@contextmanager
+def _quiet(progress: Progress, log: TextIO | None) -> Iterator[None]:
+    listener = _Listener(progress, log)
+    with redirect_stdout(listener), redirect_stderr(listener), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield
+
+
+def _refused(error: Exception, model: ir.Model, names: Mapping[str, str]) -> TargetViolation:
+    """The exception as a violation, with the ONNX node where MCT's frames or message tell it."""
+    name = _node_at_fault(error.__traceback__, str(error), names)
+    node = next((n for n in model.graph if n.name == name), None)
+    found = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    limit = "networks that MCT 2.5.1 can quantize for the IMX500"
+    fix = "replace the operator, or report it with the model"
+    return TargetViolation(
+        f"node {name}" if node else "model",
+        f"MCT refuses it: {found}",
+        limit,
+        fix,
+        [
+            Diagnostic(
+                RULE,
+                Severity.ERROR,
+                name if node else "",
+                module_of(node) if node else "",
+                found,
+                limit,
+                fix,
+                "model-compression-toolkit 2.5.1",
+            )
+        ],
+    )
+
+
+def _node_at_fault(trace: TracebackType | None, message: str, names: Mapping[str, str]) -> str:
+    """The ONNX node MCT was at: that of the innermost frame that has one, else one the message names."""
+    found = ""
+    while trace is not None:
+        for local in trace.tb_frame.f_locals.values():
+            name = str(getattr(local, "name", ""))
+            if type(local).__module__.startswith(("model_compression_toolkit", "torch.fx")) and name in names:
+                found = names[name]
+        trace = trace.tb_next
+    if found:
+        return found
+    mentioned = [name for name in names if re.search(rf"\b{re.escape(name)}\b", message)]
+    return names[max(mentioned, key=len)] if mentioned else ""

@@ -1,0 +1,174 @@
+"""The command line: exit codes, one message an error, JSON alone on stdout, light start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from compiler import cli
+from passes import contract as contracts
+from passes import graph as graphs
+from tests.graphs import model, node
+
+
+@pytest.fixture
+def legal_onnx(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    built = model(
+        [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), node("Relu", ["c"], ["y"])],
+        {"x": [1, 3, 16, 16]},
+        ["y"],
+        {"w": weight},
+        contracts.imagenet(16, 16),
+    )
+    path = tmp_path / "legal.onnx"
+    graphs.save(built, path)
+    return path
+
+
+@pytest.fixture
+def illegal_onnx(tmp_path):
+    """Two violations: a padding as large as the kernel, and an operator the chip lacks."""
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    built = model(
+        [
+            node("Conv", ["x", "w"], ["c"], name="stem", pads=[3, 3, 3, 3]),
+            node("Softplus", ["c"], ["y"], name="soft"),
+        ],
+        {"x": [1, 3, 16, 16]},
+        ["y"],
+        {"w": weight},
+        contracts.raw(3, 16, 16),
+    )
+    path = tmp_path / "illegal.onnx"
+    graphs.save(built, path)
+    return path
+
+
+def test_check_json_is_the_documented_block_alone_on_stdout(legal_onnx, capsys):
+    assert cli.run(["check", str(legal_onnx), "--format", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"schema", "ok", "diagnostics", "memory", "macs", "parameters"}
+    assert document["schema"] == 1
+    assert document["ok"] is True
+    assert {"model_bytes", "runtime_bytes", "total_bytes", "budget_bytes", "fits"} <= set(document["memory"])
+    assert document["macs"] == 8 * 3 * 9 * 16 * 16
+    assert document["parameters"] == 8 * 3 * 9 + 8  # the folded offset made a bias
+
+
+def test_check_names_every_violation_and_exits_2(illegal_onnx, capsys):
+    assert cli.run(["check", str(illegal_onnx), "--format", "json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert not document["ok"]
+    nodes = {d["node"] for d in document["diagnostics"] if d["severity"] == "error"}
+    assert nodes == {"stem", "soft"}
+    assert cli.run(["check", str(illegal_onnx)]) == 2
+    text = capsys.readouterr().out
+    assert "stem" in text
+    assert "soft" in text
+    assert "Fix:" in text
+
+
+def test_compile_refuses_before_anything_slow_and_writes_nothing(illegal_onnx, tmp_path, capsys):
+    out = tmp_path / "package"
+    assert cli.run(["compile", str(illegal_onnx), "--out", str(out), "--no-convert", "-q"]) == 2
+    error = capsys.readouterr().err
+    assert "stem" in error
+    assert "soft" in error
+    assert not out.exists()
+
+
+def test_the_pipeline_is_printed(capsys):
+    assert cli.run(["compile", "--show-pipeline"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "preflight", "load", "fix-batch", "name", "simplify", "fold-batchnorm", "fold-input", "remove-dead",
+        "check", "calibration", "quantize", "check-quantized", "agreement", "convert", "package",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["compile"], "MODEL"),
+        (["compile", "nowhere.pt", "--no-convert"], "nowhere.pt"),
+        (["check", "nowhere.onnx"], "nowhere.onnx"),
+        (["compile", "MODEL", "--target", "imx501", "--no-convert"], "imx501"),
+        (["compile", "MODEL", "--quantizer", "gptq", "--no-convert"], "gptq"),
+        (["compile", "MODEL", "--input", "imagnet", "--no-convert"], "imagnet"),
+        (["compile", "MODEL", "--input-size", "axb", "--no-convert"], "axb"),
+        (["compile", "MODEL", "--input-size", "99x99", "--no-convert"], "16x16"),
+        (["compile", "MODEL", "--calib", "no-such-folder", "--no-convert"], "no-such-folder"),
+        (["compile", "MODEL", "--out", "MODEL", "--no-convert"], "--out"),
+        (["compile", "MODEL", "--calib-count", "0"], "calib-count"),
+        (["frobnicate"], "frobnicate"),
+        (["check", "MODEL", "--format", "xml"], "xml"),
+    ],
+)
+def test_usage_errors_exit_1_with_one_message(arguments, word, legal_onnx, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    filled = [str(legal_onnx) if argument == "MODEL" else argument for argument in arguments]
+    assert cli.run([*filled, *(["-q"] if "compile" in filled else [])]) == 1
+    captured = capsys.readouterr()
+    assert word in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_broken_and_missing_calibration_pictures(legal_onnx, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    base = [
+        "compile",
+        str(legal_onnx),
+        "--no-convert",
+        "-q",
+        "--out",
+        str(tmp_path / "o"),
+        "--calib",
+        str(folder),
+    ]
+    assert cli.run(base) == 1
+    assert "pictures" in capsys.readouterr().err
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    assert cli.run(base) == 1
+    assert "broken.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_defect_of_ours_is_one_message_too(legal_onnx, monkeypatch, capsys):
+    def breaks(*_, **__):
+        raise ZeroDivisionError("float division")
+
+    monkeypatch.setattr("compiler.checking.check_operators", breaks)
+    monkeypatch.delenv("PICOSAM2_DEBUG", raising=False)
+    assert cli.run(["check", str(legal_onnx)]) == 4
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError" in error
+    assert "PICOSAM2_DEBUG" in error
+
+
+def test_check_and_help_load_no_torch(legal_onnx):
+    """Start-up is light: the modules of a whole process, not its wall-clock."""
+    code = (
+        "import sys; from compiler import cli; code = cli.run(sys.argv[1:]); "
+        "print('torch' in sys.modules, 'onnxruntime' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    for arguments in (["--help"], ["check", str(legal_onnx)]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert done.stderr.strip().splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize("command", ["compile", "check", "doctor"])
+def test_each_help_has_an_example_that_names_its_command(command, capsys):
+    assert cli.run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example" in text
+    assert f"picosam2 {command}" in text

@@ -1,0 +1,93 @@
+"""A package is whole or absent, and an earlier one is never lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from compiler import package
+from passes.errors import EnvironmentFault, InputError
+
+
+def packer(date: str, content: bytes = b"weights") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("l2staticData.bin", content)
+        archive.writestr("manifest.json", json.dumps({"Date Info": date, "Target": "IMX500"}))
+    return buffer.getvalue()
+
+
+FILES = {"model.onnx": b"graph", "report.json": b"{}", "packerOut.zip": packer("Monday")}
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_written_whole_and_replaced_whole(tmp_path):
+    out = tmp_path / "made" / "package"
+    package.write_package(out, FILES, {"seed": 0})
+    assert set(everything(out)) == {*FILES, "manifest.json"}
+    package.write_package(out, {"model.onnx": b"other"}, {"seed": 1})
+    assert set(everything(out)) == {"model.onnx", "manifest.json"}
+    assert [p.name for p in out.parent.iterdir()] == ["package"]
+
+
+def test_the_manifest_does_not_depend_on_times(tmp_path):
+    first = package.manifest_text(FILES, {"seed": 0})
+    later = FILES | {"report.json": b"{later}", "packerOut.zip": packer("Tuesday")}
+    assert package.manifest_text(later, {"seed": 0}) == first
+    changed = FILES | {"packerOut.zip": packer("Monday", b"other weights")}
+    assert package.manifest_text(changed, {"seed": 0}) != first
+    assert package.manifest_text(FILES | {"model.onnx": b"x"}, {"seed": 0}) != first
+
+
+def test_a_failing_write_leaves_the_old_package(tmp_path, monkeypatch):
+    out = tmp_path / "package"
+    package.write_package(out, FILES, {})
+    before = everything(out)
+    real = os.rename
+
+    def fails(source, target):
+        if Path(target) == out and ".part" in str(source) and not str(source).endswith(".old"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        package.write_package(out, {"model.onnx": b"new"}, {})
+    assert everything(out) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["package"]
+
+
+@pytest.mark.parametrize("kind", ["file", "other", "link"])
+def test_what_is_no_package_is_never_touched(tmp_path, kind):
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "other":
+        out.mkdir()
+        (out / "thesis.tex").write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="--out"):
+        package.require_writable(out)
+
+
+def test_free_names_empty_folders_and_packages_are_fine(tmp_path):
+    package.require_writable(tmp_path / "a" / "b")
+    (tmp_path / "empty").mkdir()
+    package.require_writable(tmp_path / "empty")
+    package.write_package(tmp_path / "package", FILES, {})
+    package.require_writable(tmp_path / "package")
+
+
+def test_a_parent_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not writable"):
+        package.require_writable(tmp_path / "file" / "out")
