@@ -159,10 +159,13 @@ def _run_mct(
 
     config = mct.core.CoreConfig(
         quantization_config=mct.core.QuantizationConfig(
-            # Each layer of the float graph stays a layer of the quantized one, so that what was checked and
-            # forecast is what is shipped.
+            # Each layer of the float graph stays one layer of the quantized graph, with 8-bit activations, so
+            # that what was checked and forecast is what is shipped. The shift correction would put a Pad, an
+            # Add and a 16-bit activation behind each HardSwish, SiLU and GELU (mobilenet_v3_small with random
+            # weights: 11 % more runtime memory, 1.1 dB less quantization noise).
             linear_collapsing=False,
             residual_collapsing=False,
+            shift_negative_activation_correction=False,
         )
     )
     progress("collecting statistics", 0.0)

@@ -56,7 +56,8 @@ def restore(
         placeholder: value.name or "" for placeholder, value in zip(placeholders, inputs, strict=True)
     }
     _restore_interface(quantized.graph, model.graph)
-    optimizer.fold_constants(quantized)
+    # The exporter spells constant sizes (those of Pad, for one) as arithmetic on constants.
+    optimizer.fold_constants(quantized, should_fold=_is_arithmetic)
     common.RemoveUnusedNodesPass()(quantized)
     _infer_shapes(quantized)
     _rename(quantized.graph, model.graph, origins)
@@ -73,16 +74,26 @@ def _restore_interface(quantized: ir.Graph, graph: ir.Graph) -> None:
 
 
 def _infer_shapes(quantized: ir.Model) -> None:
-    """Shape and type of every value. ONNX does not know the quantizers: to it they are Identity nodes."""
+    """Shape and type of every value, afresh: what the exporter infers behind a quantizer is not reliable.
+
+    ONNX does not know the quantizers; for the inference they are Identity nodes.
+    """
     proto = to_proto(quantized)
+    del proto.graph.value_info[:]
     for node in proto.graph.node:
         if node.domain == QUANTIZER_DOMAIN:
             node.op_type, node.domain = "Identity", ""
             del node.attribute[:], node.input[1:]
     known = {v.name: v for v in all_values(from_proto(onnx.shape_inference.infer_shapes(proto)).graph)}
-    for value in all_values(quantized.graph):
-        if value.name in known and value.shape is None:
+    for value in (value for node in quantized.graph for value in node.outputs):
+        if value.name in known and value not in quantized.graph.outputs:
             value.shape, value.type = known[value.name].shape, known[value.name].type
+
+
+def _is_arithmetic(node: ir.Node) -> bool | None:
+    """Fold what is computed from constants alone, quantizers excepted; None leaves it to the optimizer."""
+    constant = all(value is None or const_array(value) is not None for value in node.inputs)
+    return (not is_quantizer(node) and constant and bool(node.inputs)) or None
 
 
 # Names

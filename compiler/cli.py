@@ -33,18 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="PicoSAM2/PicoSAM3 state_dict (.pt), torch.export program (.pt2), float .onnx of any network, "
-        "or a quantized .onnx of the vendor's dialect.",
-        show_default=False,
-    ),
-]
+MODEL_HELP = (
+    "PicoSAM2/PicoSAM3 state_dict (.pt), torch.export program (.pt2), float .onnx of any network, "
+    "or a quantized .onnx of the vendor's dialect."
+)
 InputOption = Annotated[
     str | None,
     typer.Option(
         "--input",
+        metavar="HOW",
         help="What the network was trained on, for sensor pixel p: [b]imagenet[/b] (p/255 - mean)/std; "
         "[b]unit[/b] p/255; [b]centred[/b] (p - 128)/64; [b]raw[/b] p; [b]raw-signed[/b] p - 128; "
         "or a JSON file. Default: what the model declares, else imagenet with a warning.",
@@ -55,6 +52,7 @@ SizeOption = Annotated[
     str | None,
     typer.Option(
         "--input-size",
+        metavar="HxW",
         help="HEIGHTxWIDTH, for checkpoints and for graphs with a symbolic size (PicoSAM2: 96x96).",
         show_default=False,
     ),
@@ -76,25 +74,30 @@ class CheckFormat(StrEnum):
 @app.command("compile")
 def compile_command(
     model: Annotated[
-        Path | None, typer.Argument(help=ModelArgument.__metadata__[0].help, show_default=False)
-    ] = None,  # type: ignore[attr-defined]
-    target: Annotated[str, typer.Option(help="The chip.")] = "imx500",
+        Path | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="CHIP", help="The chip.")] = "imx500",
     out: Annotated[
         Path | None,
-        typer.Option(help="Package directory. Default: MODEL-imx500 here.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="Package directory. Default: MODEL-imx500 here.", show_default=False
+        ),
     ] = None,
     calib: Annotated[
         str,
         typer.Option(
+            metavar="SRC",
             help="Representative pictures: a folder, coco:DIR, or builtin (photographs that come with the "
-            "installation; no download)."
+            "installation; no download).",
         ),
     ] = "builtin",
-    calib_count: Annotated[int, typer.Option(min=1, help="How many pictures to calibrate on.")] = 64,
+    calib_count: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many pictures to calibrate on.")
+    ] = 64,
     quantizer: Annotated[
-        str, typer.Option(help="mct-ptq: Sony MCT's post-training quantization.")
+        str, typer.Option(metavar="NAME", help="mct-ptq: Sony MCT's post-training quantization.")
     ] = "mct-ptq",
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of every random choice.")] = 0,
     declared: InputOption = None,
     input_size: SizeOption = None,
     convert: Annotated[
@@ -108,20 +111,24 @@ def compile_command(
         typer.Option("--memory-report-only", help="Let the converter only measure memory (half the time)."),
     ] = False,
     input_persistency: PersistencyOption = True,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds the converter may take.")] = 1800,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="S", help="Seconds the converter may take.")
+    ] = 1800,
     dump_dir: Annotated[
         Path | None,
-        typer.Option(help="Keep the graph after each step in this folder.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="Keep the graph after each step in this folder.", show_default=False
+        ),
     ] = None,
     show_pipeline: Annotated[bool, typer.Option("--show-pipeline", help="Print the steps and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Take a model to a package with the vendor's packerOut.zip and a report of what happened.
 
-    The input normalisation goes into the network, batch norms are folded, operators and memory are checked
-    against the chip, the graph is quantized to int8 and converted.
+    Folds the input normalisation and batch norms into the weights, checks
+    operators and memory, quantizes to int8, and runs the vendor's converter.
 
-    [b]Example:[/b]  picosam2 compile picosam2.pt --target imx500 --calib photos/ --out picosam2-imx500
+    [b]Example:[/b]  picosam2 compile picosam2.pt --target imx500 --calib photos/
     """
     from compiler.driver import PIPELINE, CompileOptions, compile_model
     from compiler.frontend import parse_size
@@ -156,7 +163,7 @@ def compile_command(
 
 @app.command("check")
 def check_command(
-    model: ModelArgument,
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)],
     output_format: Annotated[
         CheckFormat, typer.Option("--format", help="text for people, json for programs (stdout).")
     ] = CheckFormat.TEXT,

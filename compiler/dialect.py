@@ -11,11 +11,12 @@ then computes differs from the exact simulator only by the float32 rounding of c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import onnx_ir as ir
 
+from compiler.simulator.fixedpoint import Grid
 from passes.errors import InputError
 from passes.graph import const_array, constant, from_proto, is_quantizer, to_proto
 
@@ -24,25 +25,11 @@ ACTIVATION_QUANTIZERS = ("ActivationPOTQuantizer",)
 INDEX_OPERATORS = ("ArgMax", "ArgMin")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The integers a quantizer knows: value = integer * step, lowest <= integer <= highest."""
-
-    bits: int
-    signed: bool
-    step: float
-
-    @property
-    def lowest(self) -> int:
-        return -int(2 ** (self.bits - 1)) if self.signed else 0
-
-    @property
-    def highest(self) -> int:
-        return int(2 ** (self.bits - int(self.signed))) - 1
-
-
 def activation_grid(node: ir.Node) -> Grid:
-    """The grid of an activation quantizer: step = threshold / 2^(bits - signed)."""
+    """The grid of an activation quantizer: step = threshold / 2^(bits - signed).
+
+    Raises InputError for another kind of quantizer and for a threshold that is no power of two.
+    """
     if node.op_type not in ACTIVATION_QUANTIZERS:
         raise InputError(
             f"quantizer {node.name}",
@@ -51,7 +38,16 @@ def activation_grid(node: ir.Node) -> Grid:
             "quantize the activations with power-of-two thresholds",
         )
     bits, signed = node.attributes.get_int("num_bits", 8), node.attributes.get_int("signed", 0) == 1
-    return Grid(bits, signed, node.attributes["threshold"].as_float() / 2 ** (bits - int(signed)))
+    threshold = node.attributes["threshold"].as_float()
+    mantissa, exponent = math.frexp(threshold)
+    if mantissa != 0.5:
+        raise InputError(
+            f"quantizer {node.name}",
+            f"threshold {threshold:g}",
+            "a power of two (the converter would round it up silently)",
+            "quantize the activations with power-of-two thresholds",
+        )
+    return Grid(exponent - 1 - (bits - int(signed)), bits, signed)
 
 
 def output_grid(value: ir.Value) -> Grid | None:

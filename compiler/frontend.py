@@ -7,6 +7,7 @@ pickled code is ever run: torch loads weights only.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from compiler.dialect import ACTIVATION_QUANTIZERS, activation_grid
 from passes import contract as contracts
 from passes import graph as graphs
 from passes.contract import InputContract
@@ -285,15 +287,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _resized(contract: InputContract, height: int, width: int) -> InputContract:
-    return InputContract(
-        contract.channels,
-        height,
-        width,
-        contract.colour_order,
-        contract.scale,
-        contract.offset,
-        contract.signed,
-    )
+    return dataclasses.replace(contract, height=height, width=width)
 
 
 def _set_size(path: Path, value: ir.Value, size: tuple[int, int]) -> None:
@@ -316,14 +310,10 @@ def _set_size(path: Path, value: ir.Value, size: tuple[int, int]) -> None:
 def _from_input_quantizer(value: ir.Value, channels: int, height: int, width: int) -> InputContract:
     """The contract a quantized graph implies: the sensor's integer times the input quantizer's step."""
     for node in graphs.consumers(value):
-        if graphs.is_quantizer(node) and "threshold" in node.attributes:
-            signed = bool(node.attributes.get_int("signed", 0))
-            bits = node.attributes.get_int("num_bits", 8)
-            step = node.attributes["threshold"].as_float() / 2 ** (bits - int(signed))
-            plain = contracts.raw(channels, height, width, signed=signed)
-            return InputContract(
-                channels, height, width, plain.colour_order, (step,) * channels, plain.offset, signed
-            )
+        if node.op_type in ACTIVATION_QUANTIZERS:
+            grid = activation_grid(node)
+            plain = contracts.raw(channels, height, width, signed=grid.signed)
+            return dataclasses.replace(plain, scale=(grid.step,) * channels)
     return contracts.raw(channels, height, width)
 
 

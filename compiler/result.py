@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from passes.imx500.macs import LayerCost
-from passes.imx500.memory import MemoryForecast
-
 from compiler.agreement import Agreement
-from compiler.dialect import Grid
+from compiler.simulator.fixedpoint import Grid
 from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity, has_errors
+from passes.imx500.macs import LayerCost
+from passes.imx500.memory import MemoryForecast
 
 SCHEMA = 1
 """Version of report.json and of `check --format json`."""

@@ -7,8 +7,9 @@ The sensor takes pixels and nothing else, so the prompt is the centre of the cro
 - `roi-pad10`: the object's box plus 10 % of its size on each side, made square around the same centre and
   rescaled to 96 x 96.
 
-Where a window leaves the picture it is padded (the authors clip and stretch it, which moves the prompt off
-the centre), so the prompt stays at the centre everywhere.
+Where a window leaves the picture it is padded, so the prompt stays at the centre everywhere. The PicoSAM2
+authors clip and stretch it instead, which moves the prompt off the centre; `point-native-96-clip` does the
+same, for comparing with their numbers (with it their stored predictions give their stored IoUs exactly).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from passes.errors import InputError
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -32,6 +35,7 @@ class Protocol:
     Attributes:
         name: the name reports use.
         size: side of the crop in pixels.
+        border: `pad`, or `clip` for the authors' handling (native resolution only).
         pad_value: the pixel outside the picture, in every channel; 128 is zero after the shipped
             student's normalisation. The mask is empty there.
         box_margin: share of the box's width and height added on each side before rescaling; None leaves
@@ -40,13 +44,15 @@ class Protocol:
 
     name: str
     size: int = 96
+    border: str = "pad"
     pad_value: int = 128
     box_margin: float | None = None
 
 
 POINT_NATIVE_96 = Protocol("point-native-96")
+POINT_NATIVE_96_CLIP = Protocol("point-native-96-clip", border="clip")
 ROI_PAD10 = Protocol("roi-pad10", box_margin=0.10)
-PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (POINT_NATIVE_96, ROI_PAD10)}
+PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (POINT_NATIVE_96, POINT_NATIVE_96_CLIP, ROI_PAD10)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
 def prompt_point(mask: Mask) -> tuple[int, int]:
     """Row and column of the prompt; the mask, bool [H, W], has at least one pixel. Always inside the mask."""
     left, top, width, height = bounding_box(mask)
-    row, column = top + height // 2, left + width // 2
+    row, column = top + (height - 1) // 2, left + (width - 1) // 2
     if not mask[row, column]:
         rows, columns = np.nonzero(mask)
         nearest = int(np.argmin((rows - row) ** 2 + (columns - column) ** 2))
@@ -120,7 +126,19 @@ def crop(
 
     Returns:
         uint8 [S, S, 3] and bool [S, S] with S = protocol.size + 2 * margin.
+
+    Raises:
+        InputError: a margin with a protocol that clips.
     """
+    if protocol.border == "clip":
+        if margin:
+            raise InputError(
+                protocol.name,
+                f"a margin of {margin} pixels",
+                "0: clipped crops end at the picture's border",
+                f"train with {POINT_NATIVE_96.name}",
+            )
+        return _clipped(protocol.size, picture, mask)
     size = protocol.size + 2 * margin
     place = window(protocol, mask, box)
     place = place.grown(round(margin * place.side / protocol.size))
@@ -130,3 +148,15 @@ def crop(
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
         inside = np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.BILINEAR))
     return pixels, inside >= 128
+
+
+def _clipped(size: int, picture: Pixels, mask: Mask) -> tuple[Pixels, Mask]:
+    """The authors' crop: shifted at the upper and left border, cut and stretched at the lower and right."""
+    row, column = prompt_point(mask)
+    top, left = max(row - size // 2, 0), max(column - size // 2, 0)
+    pixels = Image.fromarray(picture[top : top + size, left : left + size])
+    inside = Image.fromarray(mask[top : top + size, left : left + size].astype(np.uint8))
+    return (
+        np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR)),
+        np.asarray(inside.resize((size, size), Image.Resampling.NEAREST)) > 0,
+    )

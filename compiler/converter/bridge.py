@@ -92,7 +92,7 @@ class Conversion:
 class ConverterRejected(TargetViolation):
     """The converter judged the model and refused it (exit 2); `diagnostics` is all it said, `log` all lines.
 
-    `memory` is the memory report where it got that far, for instance when the network does not fit.
+    `memory` is the memory report where it got that far: of its last attempt, in tiles if it tried them.
     """
 
     def __init__(
@@ -318,7 +318,9 @@ def _damage(name: str, data: bytes | None) -> str | None:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 bad = archive.testzip()
             return None if bad is None else f"has a damaged member {bad}"
-    except (ValueError, KeyError, TypeError, ElementTree.ParseError, zipfile.BadZipFile, zlib.error) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # not a report of that form
+        return f"cannot be read ({error!r})"
+    except (ElementTree.ParseError, zipfile.BadZipFile, zlib.error) as error:
         return f"cannot be read ({error})"
     return None
 
@@ -346,7 +348,7 @@ def _outcome(model: str, entry: Mapping[str, bytes], version: str, *, cached: bo
 
 
 def _memory(report: bytes) -> VendorMemory:
-    """Raises ValueError or KeyError where it is not a memory report in bytes."""
+    """Raises LookupError, TypeError, ValueError or AttributeError where it is no memory report in bytes."""
     data = json.loads(report)["Memory Report"]
 
     def size(holder: Mapping[str, str], field: str) -> int:

@@ -27,8 +27,7 @@ def diagnose(messages: Sequence[Message], *, accepted: bool, version: str) -> tu
     """What the converter said about the model: errors if it refused it, else warnings and notes.
 
     With `accepted`, a memory error means that the converter fitted the network by tiling it: a warning. When
-    refused for memory, whatever the tiling attempt said afterwards is a note. Codes that only say in which
-    part it failed appear where nothing else does.
+    refused for memory, whatever the tiling advisor's attempts said afterwards is a note.
     """
     found: list[Diagnostic] = []
     names_layers = any(message.code == "CBE" and _CBE_LAYER.search(message.text) for message in messages)
@@ -37,11 +36,18 @@ def diagnose(messages: Sequence[Message], *, accepted: bool, version: str) -> tu
             continue
         after_memory = any(diagnostic.rule == "converter/ism" for diagnostic in found)
         severity = Severity.WARNING if accepted else Severity.ERROR
-        if message.code not in REASONS or (after_memory and message.code != "ISM"):
+        if message.code not in REASONS or after_memory:
             severity = Severity.NOTE
         if message.code == "CBE" and names_layers and _CBE_LAYER.search(message.text) is None:
             continue  # the same error once more, without the layer
         for node, text, limit, fix in _READERS.get(message.code, _read_other)(message.text):
+            if message.code == "ISM" and after_memory:
+                text = f"{text} even when cut into tiles"
+            elif message.code == "ISM" and accepted:
+                text, fix = (
+                    f"{text}, and fits only cut into tiles",
+                    f"nothing has to be done; to avoid tiles, {fix}",
+                )
             found.append(
                 Diagnostic(
                     rule=f"converter/{message.code.lower()}",
@@ -97,7 +103,7 @@ def _read_invop(text: str) -> list[_Finding]:
         part = text[node.end() : None if after is None else after.start()]
         op, name = node["onnx"] or node["nnir"] or "", node["onnx_id"] or node["nnir_id"] or ""
         for error in _PARAM.finditer(part):
-            value = " ".join(error["value"].split())
+            value = re.sub(r"np\.\w+\(([^)]*)\)", r"\1", " ".join(error["value"].split()))
             reason = " ".join(error["reason"].split())
             found = f"{op}: {error['param']} = {value}"
             findings.append((name, found, reason, _invop_fix(f"{op} {error['param']}: {reason}")))
@@ -243,6 +249,11 @@ def _read_cbe(text: str) -> list[_Finding]:
 def _read_exec(text: str) -> list[_Finding]:
     if "producer" in text:
         limit, fix = "an ONNX file exported by PyTorch 2 or newer", "export the network from PyTorch"
+    elif "value_info" in text:
+        limit, fix = (
+            "a shape written down for every value",
+            "run onnx.shape_inference on it, or export it again",
+        )
     else:
         limit, fix = (
             "a valid quantized ONNX file",

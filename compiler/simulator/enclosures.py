@@ -126,7 +126,9 @@ def divide(a: Value, b: Value, precision: int) -> Value:
             scaled = multiply_by(a, 1 / (int(first[0]) * b.unit))
             return move(scaled, lambda m: np.broadcast_to(m, shape))
     signs = np.sign(np.stack([np.broadcast_to(v.mantissa, b.shape) for v in (lower(b), upper(b))]))
-    if (signs[0] != signs[1]).any() or (signs == 0).any():
+    if (signs == 0).all(axis=0).any():
+        raise ZeroDivisionError
+    if (signs[0] * signs[1] <= 0).any():
         raise UnsettledError
     corners = [(x, y) for x in (lower(a), upper(a)) for y in (lower(b), upper(b))]
     lows = [_quotient(x, y, precision, up=False) for x, y in corners]

@@ -34,6 +34,11 @@ class Grid:
     signed: bool
 
     @property
+    def step(self) -> float:
+        """The real value of 1: exact, a power of two."""
+        return 2.0**self.exponent
+
+    @property
     def lowest(self) -> int:
         return -(1 << (self.bits - 1)) if self.signed else 0
 
@@ -206,7 +211,7 @@ def largest(a: FixedPoint, axes: tuple[int, ...], *, keepdims: bool) -> FixedPoi
 
 def move(a: FixedPoint, rearrange: Callable[[NDArray[Any]], NDArray[Any]]) -> FixedPoint:
     """Apply a function that only moves, drops or repeats elements; the grid stays."""
-    return FixedPoint(rearrange(a.mantissa), a.exponent, a.denominator, a.grid)
+    return FixedPoint(np.asarray(rearrange(a.mantissa)), a.exponent, a.denominator, a.grid)
 
 
 def concatenate(values: Sequence[FixedPoint], axis: int) -> FixedPoint:

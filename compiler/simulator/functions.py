@@ -25,45 +25,39 @@ def _ceil(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-def _bounds(low: Fraction, high: Fraction, precision: int) -> Bounds:
-    """Outward rounding of two rational bounds to multiples of 2**-precision."""
-    return math.floor(low * (1 << precision)), math.ceil(high * (1 << precision))
-
-
-def _exp_bounds(x: Fraction, digits: int) -> tuple[Fraction, Fraction]:
-    """exp(x) between two rationals whose relative distance is about (|x| + 2) * 10**(1 - digits).
-
-    decimal.Decimal.exp is correctly rounded (Python library reference, "decimal", Decimal.exp), so its
-    neighbours one unit in the last place away enclose the exact exponential of its argument.
-    """
-    with decimal.localcontext() as context:
-        context.prec = digits
-        context.Emax = decimal.MAX_EMAX
-        context.Emin = decimal.MIN_EMIN
-        numerator, denominator = decimal.Decimal(x.numerator), decimal.Decimal(x.denominator)
-        context.rounding = decimal.ROUND_FLOOR
-        below = numerator / denominator
-        context.rounding = decimal.ROUND_CEILING
-        above = numerator / denominator
-        return Fraction(below.exp().next_minus()), Fraction(above.exp().next_plus())
-
-
-def _digits(precision: int, scale: int = 0) -> int:
-    """Decimal digits for `precision` + `scale` bits with some to spare."""
-    return (precision + scale) * 30103 // 100000 + 10
+def _scaled(x: Fraction, precision: int) -> Bounds:
+    """x itself between two neighbouring multiples of 2**-precision."""
+    shifted = x.numerator << precision
+    return _floor(shifted, x.denominator), _ceil(shifted, x.denominator)
 
 
 def exp(x: Fraction, precision: int) -> Bounds:
+    """decimal.Decimal.exp is correctly rounded (Python library reference, "decimal", Decimal.exp).
+
+    So the neighbours of its result, one unit in the last place away, enclose the exponential of its
+    argument; argument and result are rounded down for the lower bound and up for the upper one.
+    """
     if x == 0:
         return 1 << precision, 1 << precision
-    # exp(x) < 2**(1.4427 x + 1): bits before the point; the error grows with |x| as well.
-    scale = max(0, math.ceil(x * 3 / 2)) + abs(x.numerator // x.denominator).bit_length() + 2
-    low, high = _exp_bounds(x, _digits(precision, scale))
-    return _bounds(low, high, precision)
+    whole = abs(math.floor(x))
+    # exp(x) < 2**(3x/2) for x > 0: bits before the point; an argument off by 10**-d costs whole * 10**-d.
+    bits = precision + (3 * whole // 2 + 2 if x > 0 else 0) + whole.bit_length()
+    with decimal.localcontext() as context:
+        context.prec = bits * 30103 // 100000 + 6
+        context.Emax = decimal.MAX_EMAX
+        context.Emin = decimal.MIN_EMIN
+        unit = decimal.Decimal(1 << precision)
+        context.rounding = decimal.ROUND_FLOOR
+        argument = decimal.Decimal(x.numerator) / decimal.Decimal(x.denominator)
+        low = math.floor(argument.exp().next_minus() * unit)
+        context.rounding = decimal.ROUND_CEILING
+        argument = decimal.Decimal(x.numerator) / decimal.Decimal(x.denominator)
+        high = math.ceil(argument.exp().next_plus() * unit)
+        return low, high
 
 
 def sigmoid(x: Fraction, precision: int) -> Bounds:
-    """1 / (1 + exp(-x))."""
+    """exp(x) / (1 + exp(x)) for x < 0."""
     one = 1 << precision
     if x == 0:
         return _floor(one, 2), _ceil(one, 2)
@@ -72,8 +66,12 @@ def sigmoid(x: Fraction, precision: int) -> Bounds:
         return one - high, one - low
     if -x >= precision:  # 0 < sigmoid(x) < exp(x) < 2**-precision
         return 0, 1
-    below, above = _exp_bounds(x, _digits(precision, precision.bit_length()))
-    return _bounds(below / (1 + below), above / (1 + above), precision)
+    working = precision + 8
+    low, high = exp(x, working)
+    return (
+        _floor(low << precision, (1 << working) + low),
+        _ceil(high << precision, (1 << working) + high),
+    )
 
 
 def tanh(x: Fraction, precision: int) -> Bounds:
@@ -120,7 +118,7 @@ def sine(x: Fraction, precision: int) -> Bounds:
     guard = 2 * math.ceil(x) + 8  # the terms grow to exp(x) < 2**(2x) before they fall
     working = precision + guard
     square = x * x
-    low, high = _bounds(x, x, working)
+    low, high = _scaled(x, working)
     low_sum, high_sum = low, high
     n = 1
     sign = 1
@@ -145,7 +143,7 @@ def gelu(x: Fraction, precision: int) -> Bounds:
     if x == 0:
         return 0, 0
     low, high = _gelu_even_part(abs(x), precision + 1)
-    half_low, half_high = _bounds(x / 2, x / 2, precision + 1)
+    half_low, half_high = _scaled(x / 2, precision + 1)
     return _floor(half_low + low, 2), _ceil(half_high + high, 2)
 
 
@@ -153,7 +151,7 @@ def _gelu_even_part(x: Fraction, precision: int) -> Bounds:
     square = x * x
     if square / 2 >= precision + math.ceil(x).bit_length():
         # |x| (1 - Phi(|x|)) < |x| exp(-x**2/2) / 2 < 2**-precision, so even(x) is just below x/2.
-        low, high = _bounds(x / 2, x / 2, precision)
+        low, high = _scaled(x / 2, precision)
         return low - 1, high
     guard = math.ceil(square) + 16  # the sum grows to exp(x**2/2) < 2**(x**2)
     working = precision + guard
@@ -169,13 +167,37 @@ def _gelu_even_part(x: Fraction, precision: int) -> Bounds:
         if term_high <= 1 and 2 * square <= 2 * n + 3:
             sum_high += term_high
             break
-    exp_low, exp_high = _exp_bounds(-square / 2, _digits(working))
-    pi_low, pi_high = pi(working)
-    one = 1 << working
-    root_low = square_root(Fraction(2 * pi_low, one), working)[0]
-    root_high = square_root(Fraction(2 * pi_high, one), working)[1]
-    return _bounds(
-        square * exp_low * Fraction(sum_low, root_high),
-        square * exp_high * Fraction(sum_high, root_low),
-        precision,
+    exp_low, exp_high = exp(-square / 2, working)
+    root_low, root_high = _root_of_two_pi(working)
+    return (
+        _floor(square.numerator * exp_low * sum_low << precision, square.denominator * root_high << working),
+        _ceil(square.numerator * exp_high * sum_high << precision, square.denominator * root_low << working),
     )
+
+
+@lru_cache
+def _root_of_two_pi(precision: int) -> Bounds:
+    low, high = pi(precision)
+    unit = 1 << precision
+    return (
+        square_root(Fraction(2 * low, unit), precision)[0],
+        square_root(Fraction(2 * high, unit), precision)[1],
+    )
+
+
+def gelu_tanh(x: Fraction, precision: int) -> Bounds:
+    """x/2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))) (ONNX Gelu, approximate = "tanh").
+
+    (1 + tanh(t))/2 = sigmoid(2t), and 2 sqrt(2/pi) = 4 / sqrt(2 pi).
+    """
+    if x == 0:
+        return 0, 0
+    size = math.ceil(abs(x)).bit_length()
+    working = precision + 4 * size + 8
+    cubic = 4 * x * (1 + Fraction(44715, 10**6) * x * x)
+    quotients = [cubic * (1 << working) / root for root in _root_of_two_pi(working)]
+    low = sigmoid(min(quotients), working)[0]
+    high = sigmoid(max(quotients), working)[1]
+    products = (low * x.numerator, high * x.numerator)
+    divisor = x.denominator << (working - precision)
+    return _floor(min(products), divisor), _ceil(max(products), divisor)

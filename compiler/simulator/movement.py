@@ -35,7 +35,7 @@ def _move(call: Call, rearrange: Callable[[Array], Array]) -> AnyValue:
     """Apply to input 0, whether it holds real numbers or integers that describe shapes."""
     value = call.inputs[0] if call.has(0) else None
     if isinstance(value, np.ndarray):
-        return rearrange(value)
+        return np.asarray(rearrange(value))
     return enclosures.move(call.value(0), rearrange)
 
 
@@ -226,15 +226,16 @@ def pad(call: Call) -> AnyValue:
     x = call.value(0)
     rank = len(x.shape)
     widths = call.integers(1).reshape(2, -1)
-    axes = call.axes(3, rank) if call.has(3) else tuple(range(rank))
+    axes = call.integers(3).reshape(-1) if call.has(3) else np.arange(rank)
+    if len(axes) != widths.shape[1]:
+        raise call.refuse(
+            f"{widths.size} pads", f"two for each of {len(axes)} axes", "export the model again"
+        )
     if (widths < 0).any():
         raise call.refuse(f"pads {widths.reshape(-1).tolist()}", "widths of 0 or more", "slice instead")
     around = [(0, 0)] * rank
-    given = call.integers(3).reshape(-1) if call.has(3) else np.arange(rank)
-    for position, axis in enumerate(given):
-        around[int(axis)] = (int(widths[0, position]), int(widths[1, position]))
-    if len(axes) != widths.shape[1]:
-        raise call.refuse(f"{widths.shape[1]} pads", f"{len(axes)} axes", "export the model again")
+    for axis, before, after in zip(axes, *widths, strict=True):
+        around[int(axis)] = (int(before), int(after))
     padded = enclosures.move(x, lambda m: np.pad(m, around))
     fill = call.exact(2) if call.has(2) else fp.from_fraction(Fraction(0))
     if not fill.mantissa.any():

@@ -15,7 +15,7 @@ from compiler.simulator import fixedpoint as fp
 from compiler.simulator.enclosures import Value
 from compiler.simulator.fixedpoint import FixedPoint, IntArray
 from passes.errors import InputError
-from passes.graph import QUANTIZER_DOMAIN, STANDARD_DOMAINS
+from passes.graph import QUANTIZER_DOMAIN, STANDARD_DOMAINS, module_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +41,17 @@ class ScaledWeights:
         return fp.multiply(FixedPoint(self.integers), scale)
 
 
-AnyValue = FixedPoint | Value | ScaledWeights | NDArray[Any]
+AnyValue = Value | ScaledWeights | NDArray[Any]
 """What flows along an edge: real numbers, quantized weights, or integers that describe shapes (ndarray)."""
 
 
 def refusal(node: ir.Node, found: str, limit: str, fix: str) -> InputError:
     """The error for a node the simulator does not execute."""
     name = node.name or next((out.name for out in node.outputs if out.name), None) or "without a name"
-    return InputError(f"node {name} ({node.op_type})", found, limit, fix)
+    module = module_of(node)
+    return InputError(
+        f"node {name} ({node.op_type}{', module ' + module if module else ''})", found, limit, fix
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +106,16 @@ class Call:
     def weights(self, index: int, axis: int) -> ScaledWeights:
         """Weights as integers with one scale per index of `axis`.
 
-        Float weights without a quantizer (MCT writes them for a module that is called twice) are integers
-        times one power of two per index: the dyadic rationals they are.
+        One scale for the whole tensor serves any axis. Float weights without a quantizer (MCT writes them
+        for a module that is called twice) are the dyadic rationals they are: integers times one power of two.
         """
         value = self.inputs[index] if self.has(index) else None
         if isinstance(value, ScaledWeights):
             if value.axis == axis:
                 return value
+            if (value.scale.mantissa == value.scale.mantissa[0]).all():
+                shared = fp.move(value.scale, lambda m: np.broadcast_to(m[0], (value.shape[axis],)))
+                return ScaledWeights(value.integers, shared, axis)
             raise self.refuse(
                 f"weights scaled along axis {value.axis}",
                 f"one scale per output channel, axis {axis}",

@@ -18,6 +18,7 @@ from compiler.simulator.node import AnyValue, Call, operator
 
 _HALF = Fraction(1, 2)
 _MAX_POWER = 8
+_GELUS = {"none": functions.gelu, "tanh": functions.gelu_tanh}
 
 
 def _constant(number: Fraction) -> FixedPoint:
@@ -155,9 +156,11 @@ def sine(call: Call) -> Value:
 
 @operator("Gelu", "approximate")
 def gelu(call: Call) -> Value:
-    """x * Phi(x) with the exact normal distribution function."""
-    call.only("approximate", call.string("approximate", "none"), "none")
-    return enclosures.apply(functions.gelu, call.exact(0), call.precision)
+    """x * Phi(x) with the exact normal distribution function, or ONNX's formula with tanh on request."""
+    approximate = call.string("approximate", "none")
+    if approximate not in _GELUS:
+        raise call.refuse(f"approximate = {approximate}", "none or tanh", "use one of these")
+    return enclosures.apply(_GELUS[approximate], call.exact(0), call.precision)
 
 
 def _square_root(x: Value, precision: int) -> Value:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -230,6 +229,14 @@ def _is_half_of(value: ir.Value | None, x: ir.Value | None) -> bool:
     )
 
 
-def runs(items: tuple[int, ...]) -> bool:
-    """The numbers follow one another by ones."""
-    return all(b == a + 1 for a, b in pairwise(items))
+def round_up(number: int, multiple: int = 32) -> int:
+    """The next multiple: the chip works on 32 numbers at a time."""
+    return -(-number // multiple) * multiple
+
+
+def even(number: int) -> int:
+    return number + number % 2
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

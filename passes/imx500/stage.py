@@ -7,9 +7,10 @@ values, so that what is found there can be named to the user.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -73,4 +74,54 @@ def _without_quantizers(model: ir.Model) -> ir.Model:
         if dims and dims[0].WhichOneof("value") != "dim_value":
             dims[0].dim_value = 1
     del graph.value_info[:]
-    return from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    if _fold_static(inferred):
+        inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
+    return from_proto(inferred)
+
+
+def _fold_static(proto: onnx.ModelProto) -> bool:
+    """Compute what depends on constants and shapes alone, in place; tells whether there was any.
+
+    MCT writes the pads of a Pad and the transposed weights of a linear layer as chains of such nodes.
+    """
+    graph = proto.graph
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
+    kept, folded = [], False
+    for node in graph.node:
+        result = _computed(node, known, shapes, proto)
+        if result is None:
+            kept.append(node)
+            continue
+        known[node.output[0]] = result
+        graph.initializer.append(result)
+        folded |= node.op_type != "Constant"
+    del graph.node[:]
+    graph.node.extend(kept)
+    return folded
+
+
+def _computed(
+    node: onnx.NodeProto,
+    known: Mapping[str, onnx.TensorProto],
+    shapes: Mapping[str, Sequence[onnx.TensorShapeProto.Dimension]],
+    proto: onnx.ModelProto,
+) -> onnx.TensorProto | None:
+    """The node's one output as a named constant, None where it depends on data."""
+    if len(node.output) != 1 or any(attribute.HasField("g") for attribute in node.attribute):
+        return None
+    if node.op_type == "Shape":
+        dims = shapes.get(node.input[0])
+        if dims is None or any(dim.WhichOneof("value") != "dim_value" for dim in dims):
+            return None
+        array = np.array([dim.dim_value for dim in dims], dtype=np.int64)
+    elif all(name == "" or name in known for name in node.input):
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = {name: onnx.numpy_helper.to_array(known[name]) for name in node.input if name}
+        opsets = {entry.domain: entry.version for entry in proto.opset_import}
+        array = np.asarray(ReferenceEvaluator(node, opsets=opsets).run(None, feeds)[0])
+    else:
+        return None
+    return onnx.numpy_helper.from_array(array, node.output[0])

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 
 from passes.errors import InputError
 from student.coco import load_crops
-from student.crops import POINT_NATIVE_96
+from student.crops import POINT_NATIVE_96, POINT_NATIVE_96_CLIP
+from student.evaluate import iou
 
 
 def test_crops_of_every_instance(synthetic_coco: Path) -> None:
@@ -66,3 +68,19 @@ def test_the_data_set_is_the_documented_one(real_data: Path) -> None:
     assert (len(crops), len(np.unique(crops.picture_ids)), reference.sum()) == (1461, 199, 441)
     assert crops.masks.mean() == pytest.approx(0.327, abs=5e-4)
     assert crops.masks[reference].mean() == pytest.approx(0.279, abs=5e-4)
+
+
+@pytest.mark.parametrize("model", ["Trained", "Distilled", "Quantized"])
+def test_the_clipped_protocol_is_the_authors(real_data: Path, model: str) -> None:
+    """Their stored masks against our clipped crops give their IoU, instance by instance."""
+    folder = real_data / "picosam2_reference"
+    stored = json.loads((folder / f"PicoSAM2_{model}_pred.json").read_text())
+    rows = {row["ann_id"]: row for row in json.loads((folder / "matched.json").read_text())["rows"]}
+    crops = load_crops(real_data / "coco", "val2017", POINT_NATIVE_96_CLIP)
+    crops = crops.select(np.isin(crops.annotation_ids, list(rows)))
+    matched = [rows[int(number)] for number in crops.annotation_ids]
+    predicted = np.stack([rle.decode(stored[row["pred_index"]]["segmentation"]) for row in matched]) > 0
+    stated = np.array([row[f"iou_{model.lower()}"] for row in matched])
+    found = iou(predicted, crops.masks)
+    assert len(found) == 441
+    np.testing.assert_allclose(found, stated, atol=1e-4)

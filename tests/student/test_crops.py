@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from student.crops import POINT_NATIVE_96, PROTOCOLS, ROI_PAD10, Window, crop, cut, prompt_point, window
+from passes.errors import InputError
+from student.crops import (
+    POINT_NATIVE_96,
+    POINT_NATIVE_96_CLIP,
+    ROI_PAD10,
+    Protocol,
+    Window,
+    crop,
+    cut,
+    prompt_point,
+    window,
+)
 
 
 def square(height: int, width: int, top: int, left: int, side: int) -> np.ndarray:
@@ -51,19 +63,18 @@ def test_outside_the_picture_is_padding() -> None:
     picture = np.full((40, 200, 3), 7, np.uint8)
     pixels, inside = crop(POINT_NATIVE_96, picture, square(40, 200, 0, 0, 10))
     seen = np.zeros((96, 96), np.bool_)
-    seen[43:83, 43:] = True  # the prompt is pixel (5, 5), at (48, 48) of the crop
+    seen[44:84, 44:] = True  # the prompt is pixel (4, 4), at (48, 48) of the crop
     assert (pixels[seen] == 7).all()
     assert (pixels[~seen] == POINT_NATIVE_96.pad_value).all()
     assert inside.sum() == 100
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
-def test_a_margin_only_adds_pixels_around(protocol: object) -> None:
-    assert protocol in (POINT_NATIVE_96, ROI_PAD10)
+@pytest.mark.parametrize("protocol", [POINT_NATIVE_96, ROI_PAD10], ids=lambda protocol: protocol.name)
+def test_a_margin_only_adds_pixels_around(protocol: Protocol) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     mask = square(300, 300, 100, 120, 80)  # roi-pad10 shows it at native resolution too
-    plain, plain_mask = crop(protocol, picture, mask)  # type: ignore[arg-type]
-    wide, wide_mask = crop(protocol, picture, mask, margin=8)  # type: ignore[arg-type]
+    plain, plain_mask = crop(protocol, picture, mask)
+    wide, wide_mask = crop(protocol, picture, mask, margin=8)
     assert wide.shape == (112, 112, 3)
     assert np.array_equal(wide[8:-8, 8:-8], plain)
     assert np.array_equal(wide_mask[8:-8, 8:-8], plain_mask)
@@ -80,6 +91,23 @@ def test_roi_rescales_the_object_to_the_same_share() -> None:
     for side in (5, 40, 300):
         _, inside = crop(ROI_PAD10, picture, square(500, 500, 80, 90, side))
         assert inside.mean() == pytest.approx(1 / 1.2**2, rel=0.03)
+
+
+def test_the_authors_crop_at_each_border() -> None:
+    """Shifted at the upper left; at the lower right cut, and stretched back to 96 pixels."""
+    picture = np.random.default_rng(2).integers(0, 256, (150, 180, 3), dtype=np.uint8)
+    pixels, inside = crop(POINT_NATIVE_96_CLIP, picture, square(150, 180, 0, 3, 10))
+    assert np.array_equal(pixels, picture[:96, :96])
+    assert np.array_equal(inside, square(96, 96, 0, 3, 10))
+    pixels, inside = crop(POINT_NATIVE_96_CLIP, picture, square(150, 180, 139, 169, 11))  # prompt (144, 174)
+    kept = Image.fromarray(picture[96:, 126:]).resize((96, 96), Image.Resampling.BILINEAR)
+    assert np.array_equal(pixels, np.asarray(kept))
+    assert inside.mean() == pytest.approx(11 * 11 / (54 * 54), rel=0.1)
+
+
+def test_a_clipped_crop_has_no_margin() -> None:
+    with pytest.raises(InputError, match="a margin of 8 pixels"):
+        crop(POINT_NATIVE_96_CLIP, np.zeros((20, 20, 3), np.uint8), square(20, 20, 5, 5, 5), margin=8)
 
 
 def test_a_window_far_outside_is_all_padding() -> None:

@@ -320,8 +320,10 @@ _RULES: dict[str, Rule] = {
     "LeakyRelu": lambda node, x, e, y: e[0] + 2 * U * y,
     "HardSigmoid": lambda node, x, e, y: e[0] + 4 * U * (np.abs(x[0]) + 1),
     "HardSwish": lambda node, x, e, y: 1.5 * e[0] + 8 * U * np.abs(x[0]) * (np.abs(x[0]) / 6 + 0.5),
-    "Sigmoid": lambda node, x, e, y: 0.25 * e[0] + FUNCTION_ERROR,
-    "Tanh": lambda node, x, e, y: e[0] + FUNCTION_ERROR,
+    "Sigmoid": lambda node, x, e, y: np.minimum(0.25, np.exp(e[0] - np.abs(x[0]))) * e[0] + FUNCTION_ERROR,
+    "Tanh": lambda node, x, e, y: (
+        np.minimum(1, 4 * np.exp(2 * (e[0] - np.abs(x[0])))) * e[0] + FUNCTION_ERROR
+    ),
     "Sin": lambda node, x, e, y: e[0] + FUNCTION_ERROR,
     "Exp": lambda node, x, e, y: y * (2 * e[0] + FUNCTION_ERROR),
     "Gelu": lambda node, x, e, y: 1.13 * e[0] + FUNCTION_ERROR * (1 + np.abs(x[0])),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from compiler.simulator.node import OPERATORS
 from compiler.simulator.reference import quantized_values, run_reference
 from passes.errors import InputError
 from tests.compiler.simulator.simulator_graphs import Dialect, apply, run
@@ -131,6 +133,14 @@ def test_conv_without_weight_quantizer_takes_the_floats_as_they_are() -> None:
     assert apply(build, [[[[2, 6, 3]]]]).reshape(-1).tolist() == [2, 4, 2]  # 1.5 -> 2, 4.5 -> 4, 2.25
 
 
+def test_weights_with_one_scale_serve_any_axis() -> None:
+    def build(graph: Dialect, x: str) -> str:
+        return graph.node("ConvTranspose", x, graph.quantized_weights([[[[1.5]], [[-3.0]]]], 64.0))
+
+    # per tensor: step 64/128 = 1/2, integers 3 and -6
+    assert apply(build, [[[[10]]]]).reshape(-1).tolist() == [15, -30]
+
+
 def test_conv_transpose() -> None:
     def build(graph: Dialect, x: str) -> str:
         weights = graph.weights([[[[1, 2]]]], axis=1)
@@ -235,6 +245,7 @@ def test_unary(op_type: str, attributes: dict[str, Any], x: list[int], expected:
         ("Sigmoid", {}, [0, 1, -2, 100, -100], [32, 47, 8, 64, 0]),
         ("Tanh", {}, [0, 1, -2, 100, -100], [0, 49, -62, 64, -64]),  # 0.76159 -> 48.74, 0.96403 -> 61.70
         ("Gelu", {}, [0, 1, -1, -100], [0, 54, -10, 0]),  # 0.84134 -> 53.85, -0.15866 -> -10.15
+        ("Gelu", {"approximate": "tanh"}, [0, 1, -1, -100], [0, 54, -10, 0]),  # 0.84119 -> 53.84, -10.16
         ("Sin", {}, [0, 1, 2, -100], [0, 54, 58, 32]),  # 0.84147, 0.90930 -> 58.2, 0.50637 -> 32.41
         ("HardSigmoid", {"alpha": 0.25}, [0, 1, -2, 3], [32, 48, 0, 64]),
     ],
@@ -556,21 +567,23 @@ def test_results_between_operators_are_not_rounded() -> None:
 
 REFUSED: list[tuple[Any, str]] = [
     (lambda g, x: g.node("Softplus", x), "node1 (Softplus): operator Softplus"),
-    (lambda g, x: g.node("Gelu", x, approximate="tanh"), "approximate = tanh"),
+    (lambda g, x: g.node("Gelu", x, approximate="cubic"), "approximate = cubic"),
     (lambda g, x: g.node("MaxPool", x, kernel_shape=[2, 2], ceil_mode=1), "ceil_mode = 1"),
     (lambda g, x: g.node("MaxPool", x, kernel_shape=[2, 2], pads=[2, 0, 0, 0]), "pads (2, 0, 0, 0)"),
     (lambda g, x: g.node("Pad", x, g.constant([0] * 8), mode="reflect"), "mode = reflect"),
+    (lambda g, x: g.node("Pad", x, g.constant([0, 0])), "2 pads (two for each of 4 axes)"),
     (lambda g, x: g.node("Pad", x, g.constant([0, 0, -1, 0, 0, 0, 0, 0])), "pads [0, 0, -1"),
     (lambda g, x: g.node("Resize", x, "", g.constant([1.0, 1.0, 1.0, 2.0]), mode="cubic"), "mode = cubic"),
     (lambda g, x: g.node("Resize", x, "", g.constant([1.0, 1.0, 1.0, 1.2]), **NEAREST), "leaves 4 elements"),
     (lambda g, x: g.node("Pow", x, g.constant(-1.0)), "exponents -1.0"),
     (lambda g, x: g.node("Div", x, x), "division by zero"),
+    (lambda g, x: g.node("Div", x, g.node("Sqrt", x)), "division by zero"),
     (lambda g, x: g.node("Sqrt", g.node("Neg", x)), "square root of a negative number"),
     (lambda g, x: g.node("Reshape", x, g.constant([3, 5])), "cannot reshape"),
     (lambda g, x: g.node("Conv", x, g.weights([[[[1]]] * 2])), "1 input channels in 1 groups"),
     (lambda g, x: g.node("Conv", x, g.weights([[[[1]]]]), auto_pad="SAME_UPPER"), "auto_pad = SAME_UPPER"),
     (lambda g, x: g.node("Conv", g.node("Sigmoid", x), g.weights([[[[1]]]])), "without a quantizer"),
-    (lambda g, x: g.node("Conv", x, g.weights([[[[1]]]], [1.0], axis=1)), "scaled along axis 1"),
+    (lambda g, x: g.node("Conv", x, g.weights([[[[1]], [[1]]]], [1.0, 2.0], axis=1)), "scaled along axis 1"),
     (lambda g, x: g.node("Conv", x, g.quantized_weights([[[[1.0]]]], [0.0])), "1 not positive"),
     (lambda g, x: g.node("Reshape", x, x), "computed from activations"),
     (lambda g, x: g.quantize(x, 3.0), "threshold = 3.0"),
@@ -632,3 +645,23 @@ def test_refuses_an_old_opset_and_weights_that_are_not_finite() -> None:
     product = graph.node("Mul", x, graph.constant([np.inf]))
     with pytest.raises(InputError, match="weight constant0: NaN or infinite"):
         run(graph.model(graph.quantize(product, 1.0)), input=np.array([0]))
+
+
+def test_the_specification_lists_every_operator() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "numerics.md").read_text(encoding="utf-8")
+    table = page.split("## Operators")[1].split("An attribute that")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
+    listed = {name.strip() for cell in first_cells for name in cell.split(",")}
+    assert listed == {op_type for domain, op_type in OPERATORS if domain == ""}
+    for domain, op_type in OPERATORS:
+        assert not domain or f"`{op_type}`" in page
+
+
+def test_pictures_of_a_batch_do_not_meet() -> None:
+    import onnx_ir as ir
+
+    model = ir.load(Path(__file__).parent / "fixtures" / "gate.onnx")
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8))
+    together = run(model, input=pictures)[0].values
+    alone = [run(model, input=picture[None])[0].values for picture in pictures]
+    np.testing.assert_array_equal(together, np.concatenate(alone))

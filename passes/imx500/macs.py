@@ -1,0 +1,106 @@
+"""Cost: multiply-accumulates and parameters, counted node by node from the shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from passes.graph import module_of
+from passes.imx500.geometry import behind, data_nodes, input_at, is_constant, shape_behind, window
+from passes.imx500.stage import float_view
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one node for one picture.
+
+    Attributes:
+        node: name of the ONNX node.
+        module: dotted torch module, "" where unknown.
+        macs: multiply-accumulates (a multiplication and an addition count as one).
+        parameters: numbers in its weights, biases and normalisation; a constant that several nodes share
+            counts at the first of them.
+    """
+
+    node: str
+    module: str
+    macs: int
+    parameters: int
+
+
+PARAMETER_INPUTS = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "PRelu": (1,),
+}
+"""Which inputs are learnt; of a batch norm the scale and shift, as in torch's parameter count."""
+
+
+def count_macs(model: ir.Model) -> tuple[LayerCost, ...]:
+    """Cost of every node that multiplies or holds parameters, in graph order; float or vendor dialect.
+
+    Lengths that are not known (a symbolic batch) count as 1.
+    """
+    graph = float_view(model).model.graph
+    seen: set[ir.Value] = set()
+    costs = []
+    for node in data_nodes(graph):
+        parameters = 0
+        for value in _parameter_values(node):
+            if value not in seen:
+                seen.add(value)
+                parameters += _size(value)
+        macs = node_macs(node)
+        if macs or parameters:
+            costs.append(LayerCost(node.name or "", module_of(node), macs, parameters))
+    return tuple(costs)
+
+
+def node_macs(node: ir.Node) -> int:
+    """Multiply-accumulates of one node: convolutions and matrix products, 0 for every other operator."""
+    out = _size(node.outputs[0])
+    match node.op_type:
+        case "Conv":
+            weight = shape_behind(input_at(node, 1)) or ()
+            return out * _product(weight[1:])
+        case "ConvTranspose":
+            weight, found = shape_behind(input_at(node, 1)) or (), window(node)
+            return _size(input_at(node, 0)) * _product(weight[1:]) if found is not None else 0
+        case "Gemm" | "MatMul":
+            inner = (shape_behind(input_at(node, 0)) or (1,))[-1]
+            return out * (inner or 1)
+    return 0
+
+
+def _parameter_values(node: ir.Node) -> list[ir.Value]:
+    values = [input_at(node, index) for index in PARAMETER_INPUTS.get(node.op_type, ())]
+    found = [behind(value) for value in values if value is not None and is_constant(value)]
+    if node.op_type == "Add" and _follows_matmul(node):
+        found.extend(behind(value) for value in node.inputs if value is not None and is_constant(value))
+    return found
+
+
+def _follows_matmul(add: ir.Node) -> bool:
+    """The addition is the bias of a linear layer, which the exporter writes as MatMul and Add."""
+    producers = [behind(value).producer() for value in add.inputs if value is not None]
+    return any(
+        producer is not None and producer.op_type == "MatMul" and is_constant(input_at(producer, 1))
+        for producer in producers
+    )
+
+
+def _size(value: ir.Value | None) -> int:
+    return _product(shape_behind(value) or ())
+
+
+def _product(sides: tuple[int | None, ...]) -> int:
+    result = 1
+    for side in sides:
+        result *= side or 1
+    return result

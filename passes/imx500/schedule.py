@@ -1,0 +1,345 @@
+"""Runtime memory: which buffers are alive at each step of the chip's schedule.
+
+Tensors lie in one of four layouts: the channels, the rows or the columns rounded up to 32, or packed. Each
+kind of layer reads and writes certain ones; where a tensor is not in the layout its reader wants, a step of
+its own copies it, and both copies are alive during that step. docs/memory.md shows where each rule was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from passes.graph import real_inputs
+from passes.imx500.geometry import Window, behind, even, round_up, window
+from passes.imx500.layers import Kind, Layer, Shape, shape_of
+from passes.imx500.weights import FEW, LANES, is_polyphase, is_vector_convolution
+
+
+class Layout(StrEnum):
+    CHANNELS = "channels"
+    """c32(C) * H * W bytes: pools, resizes, depthwise and most dense convolutions."""
+    ROWS = "rows"
+    """C * c32(H) * W bytes: additions and concatenations where it is smaller."""
+    WIDE = "wide"
+    """C * H * c32(W) bytes, in the order of ROWS: additions and concatenations where it is smaller."""
+    COLUMNS = "columns"
+    """C * H * c32(W) bytes: inputs, and the results of convolutions with few channels."""
+    PACKED = "packed"
+    """C * H * W bytes: outputs."""
+
+
+@dataclass
+class Buffer:
+    """One copy of a tensor. `first` and `last` are the steps at which it is made and read for the last time."""
+
+    tensor: ir.Value | None
+    name: str
+    bytes: int
+    layout: Layout
+    first: int = -1
+    last: int = -1
+
+
+@dataclass
+class Step:
+    """One step: buffers read and written, and bytes the layer needs besides them."""
+
+    name: str
+    reads: list[Buffer]
+    writes: list[Buffer]
+    scratch: int = 0
+    movable: bool = False
+    """A copy into another layout of a tensor that is read again later; it may run earlier."""
+
+
+@dataclass
+class Schedule:
+    """The steps in order and every buffer, with `first` and `last` filled in."""
+
+    steps: list[Step]
+    buffers: list[Buffer] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Number the steps and find each buffer's life."""
+        self.buffers = list(
+            {id(b): b for step in self.steps for b in (*step.reads, *step.writes)}.values()
+        )
+        for buffer in self.buffers:
+            buffer.first = buffer.last = -1
+        for index, step in enumerate(self.steps):
+            for buffer in step.writes:
+                buffer.first = buffer.last = index
+            for buffer in step.reads:
+                buffer.last = index
+
+    def live_bytes(self) -> list[int]:
+        """Bytes alive during each step, scratch included."""
+        change = [0] * (len(self.steps) + 1)
+        for buffer in self.buffers:
+            change[max(buffer.first, 0)] += buffer.bytes
+            change[buffer.last + 1] -= buffer.bytes
+        total, result = 0, []
+        for step, delta in zip(self.steps, change, strict=False):
+            total += delta
+            result.append(total + step.scratch)
+        return result
+
+    def peak(self) -> int:
+        return max(self.live_bytes(), default=0)
+
+
+def bytes_of(shape: Shape, layout: Layout) -> int:
+    """Bytes of a tensor (without batch) of 8-bit numbers in a layout.
+
+    A tensor that is no picture (rank 3 without the batch) has its last axis rounded up.
+    """
+    if len(shape) != 3:
+        *outer, inner = shape or (1,)
+        return _product(outer) * (inner if layout is Layout.PACKED else round_up(inner))
+    channels, rows, columns = shape
+    match layout:
+        case Layout.CHANNELS:
+            return round_up(channels) * rows * columns
+        case Layout.ROWS:
+            return channels * round_up(rows) * columns
+        case Layout.COLUMNS | Layout.WIDE:
+            return channels * rows * round_up(columns)
+        case Layout.PACKED:
+            return channels * rows * columns
+
+
+def _product(numbers: Iterable[int]) -> int:
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
+
+
+def input_persistency(shape: Shape) -> int:
+    """Bytes of an input that stays in memory: 4096 + C * even(H) * c32(W)."""
+    *outer, inner = shape or (1,)
+    rows = even(outer[-1]) if outer else 1
+    return INPUT_RESERVE + _product(outer[:-1]) * rows * round_up(inner)
+
+
+INPUT_RESERVE = 4_096
+"""Bytes an input keeps besides its picture."""
+
+ROW_CONVOLUTION_SCRATCH = 65_536
+"""Bytes a convolution needs that reads or writes by columns."""
+
+
+def schedule_of(graph: ir.Graph, layers: tuple[Layer, ...]) -> Schedule:
+    """The schedule in graph order; copies of skipped tensors run when that keeps the peak lowest."""
+    builder = _Builder(graph)
+    for layer in layers:
+        builder.add(layer)
+    for output in graph.outputs:
+        builder.deliver(output)
+    schedule = Schedule(builder.steps)
+    schedule.settle()
+    _hoist(schedule)
+    return schedule
+
+
+def _hoist(schedule: Schedule) -> None:
+    """Run a copy of a skipped tensor right after the tensor's last other reader where that lowers the peak."""
+    for step in [step for step in schedule.steps if step.movable]:
+        before, at = schedule.peak(), schedule.steps.index(step)
+        source = step.reads[0]
+        others = [
+            index
+            for index, other in enumerate(schedule.steps)
+            if other is not step and (source in other.reads or source in other.writes)
+        ]
+        target = max((index for index in others if index < at), default=at) + 1
+        if target >= at or max(others) > at:
+            continue
+        schedule.steps.insert(target, schedule.steps.pop(at))
+        schedule.settle()
+        if schedule.peak() > before:
+            schedule.steps.insert(at, schedule.steps.pop(target))
+            schedule.settle()
+
+
+class _Builder:
+    """Adds the steps of one layer after another and keeps the copies that exist of each tensor."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.steps: list[Step] = []
+        self.copies: dict[ir.Value, dict[Layout, Buffer]] = {}
+        for value in real_inputs(graph):
+            buffer = Buffer(value, value.name or "input", bytes_of(shape_of(value), Layout.COLUMNS), Layout.COLUMNS)
+            self.copies[value] = {Layout.COLUMNS: buffer}
+            self.steps.append(Step(buffer.name, [], [buffer]))
+
+    def add(self, layer: Layer) -> None:
+        match layer.kind:
+            case Kind.CONVOLUTION if not is_vector_convolution(layer):
+                self._convolution(layer)
+            case Kind.ELEMENTWISE | Kind.CONCAT:
+                self._run(layer, self._cheapest(layer))
+            case Kind.REDUCE if layer.main.op_type == "ArgMax":
+                self._run(layer, Layout.ROWS)
+            case Kind.ACTIVATION | Kind.REDUCE | Kind.OTHER:
+                self._run(layer, self._present(layer.inputs[0]) if layer.inputs else Layout.CHANNELS)
+            case _:
+                scratch = 0
+                if layer.kind is Kind.GROUPED:
+                    scratch = _depthwise_scratch(layer)
+                self._run(layer, Layout.CHANNELS, scratch)
+
+    def _run(self, layer: Layer, layout: Layout, scratch: int = 0) -> None:
+        reads = [self._in(value, layout) for value in layer.inputs]
+        self._write(layer, reads, layout, scratch)
+
+    def _write(self, layer: Layer, reads: list[Buffer], layout: Layout, scratch: int = 0) -> None:
+        writes = []
+        for output in layer.outputs:
+            buffer = Buffer(output, output.name or layer.name, bytes_of(shape_of(output), layout), layout)
+            self.copies.setdefault(output, {})[layout] = buffer
+            writes.append(buffer)
+        self.steps.append(Step(layer.name, reads, writes, scratch))
+
+    def _present(self, value: ir.Value) -> Layout:
+        return next(iter(self.copies.get(value, {Layout.CHANNELS: None})))
+
+    def _in(self, value: ir.Value, layout: Layout) -> Buffer:
+        """The tensor in a layout, copied where it is not there yet (a vector is the same in all)."""
+        copies = self.copies.setdefault(value, {})
+        if layout in copies:
+            return copies[layout]
+        source = next(iter(copies.values()), None)
+        size = bytes_of(shape_of(value), layout)
+        if source is not None and len(shape_of(value)) != 3:
+            return source
+        buffer = Buffer(value, value.name or "", size, layout)
+        copies[layout] = buffer
+        if source is None:
+            self.steps.append(Step(buffer.name, [], [buffer]))
+        else:
+            self.steps.append(Step(f"{buffer.name} to {layout}", [source], [buffer], movable=True))
+        return buffer
+
+    def _cheapest(self, layer: Layer) -> Layout:
+        """Columns where all inputs lie so; else channels, or rows or columns where that is smaller."""
+        present = {self._present(value) for value in layer.inputs}
+        if present == {Layout.COLUMNS}:
+            return Layout.COLUMNS
+        shapes = [shape_of(value) for value in (*layer.inputs, *layer.outputs)]
+        choices = (Layout.CHANNELS, Layout.ROWS, Layout.WIDE)
+        return min(choices, key=lambda layout: sum(bytes_of(shape, layout) for shape in shapes))
+
+    def _convolution(self, layer: Layer) -> None:
+        shape, found = shape_of(layer.inputs[0]), window(layer.main)
+        out = shape_of(layer.outputs[0])
+        few = out and out[0] <= FEW and found is not None and max(found.dilations) == 1
+        layout = Layout.COLUMNS if few else Layout.CHANNELS
+        reads = [self._in(value, layout) for value in layer.inputs[1:]]
+        if found is None or len(shape) != 3:
+            self._write(layer, [self._in(layer.inputs[0], Layout.CHANNELS), *reads], layout)
+            return
+        channels, split = shape[0], is_polyphase(shape[0], out[0], found.kernel, found.strides)
+        by_columns = Layout.CHANNELS not in self.copies.get(layer.inputs[0], {}) and channels <= LANES
+        if split:
+            source = self._phases(layer.inputs[0], shape, found, by_columns)
+        elif (
+            by_columns
+            and max(found.dilations) == 1
+            and _is_framed(found)
+            and (channels <= FEW or _padded(shape, found) < bytes_of(shape, Layout.CHANNELS))
+        ):
+            source = self._framed(layer.inputs[0], shape, found)
+        else:
+            source = self._in(layer.inputs[0], Layout.CHANNELS)
+        scratch = ROW_CONVOLUTION_SCRATCH if layout is Layout.COLUMNS else 0
+        if layer.adds and layout is Layout.COLUMNS:
+            scratch += bytes_of(out, layout)
+        self._write(layer, [source, *reads], layout, scratch)
+
+    def _framed(self, value: ir.Value, shape: Shape, found: Window) -> Buffer:
+        """The tensor by columns inside its frame of padding, made by four copies."""
+        source = self._in(value, Layout.COLUMNS)
+        channels, rows, columns = shape
+        tall, wide = rows + found.before[0] + found.after[0], columns + found.before[1] + found.after[1]
+        if (tall, wide) == (rows, columns):
+            return source
+        sizes = (
+            channels * tall * round_up(columns),
+            channels * rows * round_up(wide),
+            channels * tall * round_up(wide),
+            channels * tall * round_up(wide),
+        )
+        for size in sizes:
+            buffer = Buffer(value, f"{value.name} framed", size, Layout.COLUMNS)
+            self.steps.append(Step(buffer.name, [source], [buffer]))
+            source = buffer
+        return source
+
+    def _phases(self, value: ir.Value, shape: Shape, found: Window, by_columns: bool) -> Buffer:
+        """The padded tensor cut into one picture per phase of the stride, joined along the channels."""
+        layout = Layout.COLUMNS if by_columns else Layout.CHANNELS
+        source = self._in(value, layout)
+        channels, rows, columns = shape
+        (sh, sw), (kh, kw) = found.strides, found.kernel
+        tall = round_up(rows + found.before[0] + found.after[0], sh)
+        wide = round_up(columns + found.before[1] + found.after[1], sw)
+        name = value.name or ""
+        for padded in ((channels, tall, columns), (channels, tall, wide)):
+            buffer = Buffer(value, f"{name} padded", bytes_of(padded, layout), layout)
+            self.steps.append(Step(buffer.name, [source], [buffer]))
+            source = buffer
+        pieces = []
+        for _ in range(min(sh, kh) * min(sw, kw)):
+            half = Buffer(value, f"{name} rows of a phase", bytes_of((channels, tall, wide // sw), layout), layout)
+            piece = Buffer(
+                value, f"{name} phase", bytes_of((channels, tall // sh, wide // sw), layout), layout
+            )
+            self.steps.append(Step(half.name, [source], [half]))
+            self.steps.append(Step(piece.name, [half], [piece]))
+            pieces.append(piece)
+        whole = (channels * sh * sw, tall // sh, wide // sw)
+        layout = Layout.COLUMNS if by_columns and whole[0] <= FEW else Layout.CHANNELS
+        joined = Buffer(value, f"{name} phases", bytes_of(whole, layout), layout)
+        self.steps.append(Step(joined.name, pieces, [joined]))
+        return joined
+
+    def deliver(self, value: ir.Value) -> None:
+        """An output leaves packed, by way of channels (by way of rows if it has one channel)."""
+        shape = shape_of(value)
+        copies = self.copies.get(behind(value), {})
+        source = next(iter(copies.values()), None)
+        if source is None or len(shape) != 3:
+            return
+        layout = Layout.ROWS if shape[0] == 1 else Layout.CHANNELS
+        for each in (layout, Layout.PACKED):
+            buffer = Buffer(value, f"{value.name} {each}", bytes_of(shape, each), each)
+            self.steps.append(Step(buffer.name, [source], [buffer]))
+            source = buffer
+        self.steps.append(Step(f"{value.name} delivered", [source], []))
+
+
+def _is_framed(found: Window) -> bool:
+    """Square kernels up to 7 read by columns (11 and more, and 7x1 and 3x5, were seen to read channels)."""
+    return found.kernel[0] == found.kernel[1] <= FRAMED_KERNEL
+
+
+FRAMED_KERNEL = 7
+
+
+def _padded(shape: Shape, found: Window) -> int:
+    channels, rows, columns = shape
+    tall, wide = rows + found.before[0] + found.after[0], columns + found.before[1] + found.after[1]
+    return channels * tall * round_up(wide)
+
+
+def _depthwise_scratch(layer: Layer) -> int:
+    """8 * even(kh) * even(kw) * c32(C) + c32(C), as measured on the student's depthwise layers."""
+    found, channels = window(layer.main), shape_of(layer.outputs[0])[0]
+    if found is None:
+        return 0
+    return (8 * even(found.kernel[0]) * even(found.kernel[1]) + 1) * round_up(channels)

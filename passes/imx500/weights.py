@@ -1,0 +1,253 @@
+"""Model memory: the bytes of weights and tables each layer keeps on the chip.
+
+Every formula was fitted to the converter's own per-node figures (--model-insight); docs/memory.md gives the
+evidence for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from passes.graph import module_of
+from passes.imx500.geometry import (
+    ceil_div,
+    even,
+    input_at,
+    int_attribute,
+    is_constant,
+    round_up,
+    shape_behind,
+    window,
+)
+from passes.imx500.layers import TABLE_ACTIVATIONS, TABLE_OPERATORS, Kind, Layer, is_unsigned, shape_of
+from passes.imx500.stage import FloatView
+
+TABLE = 512
+"""Bytes of a fused look-up table (and of the table of a fused addition)."""
+
+TABLE_ALONE = 576
+"""Bytes of a look-up table that is a layer of its own."""
+
+SLOPE = 64
+"""Bytes of LeakyRelu's slope."""
+
+SOFTMAX = 1_024
+AVERAGE = 1_024
+"""Bytes of the tables of Softmax and of an average pool."""
+
+ELEMENTWISE = 32
+"""Bytes of an elementwise operation of two tensors, and of the reordering of an output."""
+
+RECIPROCAL = 512
+"""Bytes of the table of a division."""
+
+BIAS, REQUANTIZATION = 4, 2
+"""Bytes per output channel (rounded up to 32): an int32 bias, and the multiplier and shift."""
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """Model memory of one layer.
+
+    Attributes:
+        name: ONNX node of the layer.
+        module: dotted torch module, "" where unknown.
+        bytes: bytes on the chip.
+        bits: bits of a weight, 0 for a layer without weights.
+    """
+
+    name: str
+    module: str
+    bytes: int
+    bits: int
+
+
+def weight_rows(layers: tuple[Layer, ...], view: FloatView) -> tuple[WeightRow, ...]:
+    """One row for each layer that keeps anything, and one for each output that is reordered."""
+    rows = []
+    for layer in layers:
+        size = layer_bytes(layer, view)
+        if size:
+            bits = view.bits_of(input_at(layer.main, 1)) if has_weights(layer) else 0
+            rows.append(WeightRow(layer.name, module_of(layer.main), size, bits))
+    made = {output for layer in layers for output in layer.outputs}
+    rows.extend(
+        WeightRow(output.name or "output", "", ELEMENTWISE, 0)
+        for output in view.model.graph.outputs
+        if output in made and _pixels(output) > 1
+    )
+    return tuple(rows)
+
+
+def has_weights(layer: Layer) -> bool:
+    return layer.kind in (Kind.CONVOLUTION, Kind.GROUPED, Kind.TRANSPOSED, Kind.LINEAR)
+
+
+def layer_bytes(layer: Layer, view: FloatView) -> int:
+    """Bytes of a layer's weights, biases, tables and constants."""
+    if layer.kind is Kind.LINEAR or is_vector_convolution(layer):
+        return _linear(layer, view)
+    if has_weights(layer):
+        return _convolution(layer, view)
+    channels = shape_of(layer.outputs[0])[0] if shape_of(layer.outputs[0]) else 1
+    match layer.main.op_type:
+        case "BatchNormalization":
+            return 5 * round_up(channels)
+        case "LayerNormalization":
+            return TABLE + 6 * round_up(shape_of(layer.outputs[0])[-1])
+        case "Softmax":
+            return SOFTMAX
+        case "AveragePool":
+            return 0 if is_global(layer) else AVERAGE
+        case "LeakyRelu":
+            return SLOPE
+        case "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min":
+            return _elementwise(layer)
+        case "Pow":
+            return ELEMENTWISE
+        case "Exp":
+            return 2 * TABLE
+        case "ReduceL2":
+            return TABLE
+        case "Neg":
+            return 3 * ELEMENTWISE
+        case operator if operator in (*TABLE_ACTIVATIONS, *TABLE_OPERATORS, "Erf"):
+            return TABLE_ALONE
+    return 0
+
+
+def is_global(layer: Layer) -> bool:
+    """The layer reduces height and width to one pixel."""
+    shape = shape_of(layer.outputs[0])
+    return len(shape) == 3 and shape[1:] == (1, 1)
+
+
+def is_vector_convolution(layer: Layer) -> bool:
+    """A 1x1 convolution of one pixel, which runs as a fully connected layer."""
+    found = window(layer.main) if layer.kind is Kind.CONVOLUTION else None
+    return found is not None and found.kernel == (1, 1) and shape_of(layer.inputs[0])[1:] == (1, 1)
+
+
+def _linear(layer: Layer, view: FloatView) -> int:
+    """FullyConnected: in * c32(out) * bits/8 + 9 * c32(out), and its activation's table.
+
+    On more than one pixel (rank 4) it runs as a 1x1 convolution.
+    """
+    weight = shape_behind(input_at(layer.main, 1)) or (1, 1)
+    out, inner = (weight[0] or 1, weight[1] or 1)
+    if layer.main.op_type == "MatMul" or (
+        layer.main.op_type == "Gemm" and not int_attribute(layer.main, "transB", 0)
+    ):
+        out, inner = inner, out
+    bits = view.bits_of(input_at(layer.main, 1))
+    if len(shape_of(layer.inputs[0])) == 3 and layer.kind is Kind.LINEAR:
+        kernel = round_up(inner) * round_up(out) * bits // 8
+        return kernel + (BIAS + REQUANTIZATION) * round_up(out) + _fused(layer)
+    return inner * round_up(out) * bits // 8 + 9 * round_up(out) + _fused(layer, linear=True)
+
+
+def _convolution(layer: Layer, view: FloatView) -> int:
+    weight = shape_behind(input_at(layer.main, 1)) or ()
+    sides = tuple(side or 1 for side in weight)
+    found = window(layer.main)
+    if found is None or len(sides) != 4:
+        return 0
+    bits = view.bits_of(input_at(layer.main, 1))
+    out = sides[1] * found.group if layer.kind is Kind.TRANSPOSED else sides[0]
+    per_channel = (BIAS + REQUANTIZATION) * round_up(out)
+    if layer.kind is Kind.TRANSPOSED:
+        kernel = round_up(sides[0]) * round_up(out) * found.kernel[0] * found.kernel[1]
+        phases = found.strides[0] * found.strides[1] if is_unsigned(layer.inputs[0]) else 1
+        per_channel += BIAS * phases * round_up(out)
+    elif layer.kind is Kind.GROUPED:
+        multiplier = out // found.group if sides[1] == 1 else 1
+        copies, channels = (multiplier, out // multiplier) if multiplier > 1 else (1, out)
+        kernel = copies * even(found.kernel[0]) * even(found.kernel[1]) * sides[1] * round_up(channels)
+        per_channel = copies * (BIAS + REQUANTIZATION) * round_up(channels)
+    else:
+        kernel = dense_kernel(sides[1], out, found.kernel, found.strides)
+    if sides[1] * found.group > INPUT_CHANNELS:
+        kernel = kernel * bits // 8
+    return kernel + per_channel + _fused(layer)
+
+
+INPUT_CHANNELS = 3
+"""The first convolution of a picture keeps 8-bit weights whatever the quantizer says."""
+
+
+def dense_kernel(inner: int, out: int, kernel: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Bytes of a dense 8-bit kernel, in the form the converter chooses.
+
+    A strided convolution may become one of stride 1 on inner * sh * sw channels (polyphase); small kernels
+    on few channels are padded to even sides.
+    """
+    rows, columns = kernel
+    if is_polyphase(inner, out, kernel, strides):
+        phases = strides[0] * strides[1]
+        taps = ceil_div(rows, strides[0]) * ceil_div(columns, strides[1])
+        return round_up(inner * phases) * taps * round_up(out)
+    if inner <= FEW and out <= FEW and min(kernel) > 3:
+        rows, columns = even(rows), even(columns)
+    return round_up(inner) * round_up(out) * rows * columns
+
+
+FEW = 16
+"""Channels up to which a convolution works on rows of pixels instead of on channels."""
+
+
+def is_polyphase(inner: int, out: int, kernel: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """A strided convolution is split into phases where that costs nothing, or where it has few outputs.
+
+    Separates all strided convolutions measured (3 to 192 channels, strides 2 to 32, kernels 1 to 32); the
+    converter's own criterion is not known.
+    """
+    if max(strides) == 1:
+        return False
+    phases = strides[0] * strides[1]
+    taps = ceil_div(kernel[0], strides[0]) * ceil_div(kernel[1], strides[1])
+    free = round_up(inner * phases) * taps <= round_up(inner) * kernel[0] * kernel[1]
+    return free or (out <= LANES and inner * phases <= PHASE_CHANNELS)
+
+
+LANES = 32
+"""Numbers the chip works on at a time."""
+
+PHASE_CHANNELS = 512
+"""Channels up to which splitting into phases was seen where it costs more."""
+
+
+def _fused(layer: Layer, linear: bool = False) -> int:
+    """Table of the activation or addition that runs with the layer."""
+    if layer.adds:
+        return TABLE
+    if layer.activation == "LeakyRelu":
+        return TABLE_ALONE
+    if layer.activation in TABLE_ACTIVATIONS:
+        out = shape_of(layer.outputs[0])[0] if linear else 0
+        return TABLE + round_up(out)
+    return 0
+
+
+def _elementwise(layer: Layer) -> int:
+    size = ELEMENTWISE + (RECIPROCAL if layer.main.op_type == "Div" else 0)
+    constants = [value for value in layer.main.inputs if is_constant(value)]
+    for value in constants:
+        size += round_up(_elements(value)) + ELEMENTWISE
+    return size
+
+
+def _elements(value: ir.Value | None) -> int:
+    count = 1
+    for side in shape_behind(value) or ():
+        count *= side or 1
+    return count
+
+
+def _pixels(value: ir.Value) -> int:
+    """Pixels of a picture, entries of the inner axes of any other tensor; 1 for a vector."""
+    count = 1
+    for side in shape_of(value)[1:]:
+        count *= side
+    return count
