@@ -4,7 +4,7 @@
 
 Every random choice of step k comes from (seed, k) alone, so a run that was interrupted and resumed sees the
 same batches as one that was not. On the CPU the forward pass runs in bfloat16 with channels-last tensors
-(measured on one AMX core: about six times faster than float32 in the default layout, docs/training.md).
+(measured on one AMX core: about three times as fast as float32 in the default layout, docs/training.md).
 """
 
 from __future__ import annotations

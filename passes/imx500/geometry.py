@@ -1,4 +1,4 @@
-"""Reading nodes: attributes with their defaults, windows of convolutions and pools, values behind quantizers."""
+"""Reading nodes: attributes with their defaults, windows of convolutions, values behind quantizers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ class Window:
     """The window of a convolution or pool, per spatial axis.
 
     Attributes:
-        kernel, strides, dilations, before, after: one number a spatial axis; before and after are the padding.
+        kernel, strides, dilations: one number a spatial axis.
+        before, after: padding in pixels, one number a spatial axis.
         group: groups of a convolution, 1 for a pool.
     """
 
@@ -150,7 +151,7 @@ def is_depthwise(node: ir.Node) -> bool:
 
 
 def static_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes whose outputs do not depend on the graph's inputs' numbers: constants and shape arithmetic."""
+    """The nodes whose outputs depend on no input's numbers: constants and shape arithmetic."""
     static: set[ir.Node] = set()
     for node in graph:
         if node.op_type in ("Shape", "Size") and is_standard(node):
@@ -187,30 +188,33 @@ def is_gelu_erf(node: ir.Node) -> bool:
     if len(operands) != 1 or len(factors) != 1 or factors[0] is None or factors[0].size != 1:
         return False
     wanted = np.sqrt(2.0) if scale.op_type == "Div" else np.sqrt(0.5)
-    if not np.isclose(factors[0].item(), wanted, rtol=1e-3) or not _adds_one(node.outputs[0]):
+    added = _only_user(node.outputs[0])
+    if not np.isclose(factors[0].item(), wanted, rtol=1e-3) or added is None or not _adds_one(added, node):
         return False
-    factor, found_x, found_half = node.outputs[0].uses()[0].node.outputs[0], False, False
-    while len(factor.uses()) == 1:
-        product = factor.uses()[0].node
-        if product.op_type != "Mul" or (found_x and found_half):
-            break
+    factor, found_x, found_half = added.outputs[0], False, False
+    product = _only_user(factor)
+    while product is not None and product.op_type == "Mul" and not (found_x and found_half):
         other = product.inputs[1] if product.inputs[0] is factor else product.inputs[0]
-        half, x = _is_half(other), other is operands[0] or _is_half_of(other, operands[0])
-        if not half and not x:
+        half, halved = _is_half(other), _is_half_of(other, operands[0])
+        if not half and not halved and other is not operands[0]:
             break
-        found_half |= half or (x and other is not operands[0])
-        found_x |= x
+        found_half |= half or halved
+        found_x |= halved or other is operands[0]
         factor = product.outputs[0]
+        product = _only_user(factor)
     return found_x and found_half
 
 
-def _adds_one(value: ir.Value) -> bool:
-    if len(value.uses()) != 1 or value.uses()[0].node.op_type != "Add":
-        return False
-    return any(
-        constant(other) is not None and np.allclose(constant(other), 1.0)  # type: ignore[arg-type]
-        for other in value.uses()[0].node.inputs
-        if other is not value
+def _only_user(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads the value."""
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 else None
+
+
+def _adds_one(add: ir.Node, erf: ir.Node) -> bool:
+    others = [constant(value) for value in add.inputs if value is not erf.outputs[0]]
+    return (
+        add.op_type == "Add" and len(others) == 1 and others[0] is not None and bool(np.all(others[0] == 1))
     )
 
 

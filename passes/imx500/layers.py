@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from passes.imx500.geometry import (
     behind,
+    constant,
     data_nodes,
     input_at,
     int_attribute,
@@ -22,7 +23,6 @@ from passes.imx500.geometry import (
     is_depthwise,
     is_gelu_erf,
     shape_behind,
-    window,
 )
 
 Shape = tuple[int, ...]
@@ -71,8 +71,9 @@ UNSIGNED = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Sqrt", "Abs")
 """Operators whose result is never negative, so that quantization makes it unsigned."""
 
 SIGN_KEEPING = (
-    "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Resize", "Concat",
-    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Pad",
+    "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Resize",
+    "Concat", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
+    "Expand", "Pad",
 )  # fmt: skip
 """Operators whose result is as unsigned as what they read."""
 
@@ -109,6 +110,11 @@ def shape_of(value: ir.Value) -> Shape:
     return tuple(dim or 1 for dim in (shape_behind(value) or ())[1:])
 
 
+def channels_of(value: ir.Value) -> int:
+    """Length of the first axis behind the batch, 1 where there is none."""
+    return (*shape_of(value), 1)[0]
+
+
 def is_unsigned(value: ir.Value) -> bool:
     """The value is never negative, as far as its operators tell."""
     seen, pending = set[ir.Value](), [behind(value)]
@@ -128,8 +134,6 @@ def is_unsigned(value: ir.Value) -> bool:
 
 
 def _clips_at_zero(node: ir.Node) -> bool:
-    from passes.imx500.geometry import constant
-
     low = constant(input_at(node, 1)) if node.op_type == "Clip" else None
     return low is not None and bool((low >= 0).all())
 
@@ -198,7 +202,7 @@ def _with_addition(add: ir.Node, order: dict[ir.Node, int]) -> Layer | None:
         return None
     candidates: list[list[ir.Node]] = []
     for value in data:
-        chain = []
+        chain: list[ir.Node] = []
         producer = value.producer()
         while producer is not None and _only_reader(producer) is not None:
             chain.insert(0, producer)
@@ -290,8 +294,3 @@ def _until_product(erf: ir.Node, x: ir.Value) -> Iterator[ir.Node]:
         factors += reader.op_type == "Mul"
         yield reader
         reader = _only_reader(reader)
-
-
-def strides_of(node: ir.Node) -> tuple[int, ...]:
-    found = window(node)
-    return (1, 1) if found is None else found.strides

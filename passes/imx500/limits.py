@@ -24,10 +24,12 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Softmax", "Erf",
     ),
     "normalisation": ("BatchNormalization", "LayerNormalization"),
-    "elementwise": ("Add", "Sub", "Mul", "Div", "Max", "Min", "Neg", "Abs", "Exp", "Sqrt", "Pow", "Sin", "Cos"),
+    "elementwise": (
+        "Add", "Sub", "Mul", "Div", "Max", "Min", "Neg", "Abs", "Exp", "Sqrt", "Pow", "Sin", "Cos",
+    ),
     "shape": (
-        "Concat", "Split", "Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand",
-        "Identity", "Dropout",
+        "Concat", "Split", "Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
+        "Expand", "Identity", "Dropout",
     ),
     "reduction": ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ArgMax", "TopK"),
     "selection": ("Gather",),

@@ -19,8 +19,8 @@ class LayerCost:
         node: name of the ONNX node.
         module: dotted torch module, "" where unknown.
         macs: multiply-accumulates (a multiplication and an addition count as one).
-        parameters: numbers in its weights, biases and normalisation; a constant that several nodes share
-            counts at the first of them.
+        parameters: numbers in its weights, biases and normalisation. Weights that several nodes share count
+            at the first of them; equal biases may be stored once by chance and count at each.
     """
 
     node: str
@@ -53,7 +53,8 @@ def count_macs(model: ir.Model) -> tuple[LayerCost, ...]:
     for node in data_nodes(graph):
         parameters = 0
         for value in _parameter_values(node):
-            if value not in seen:
+            shape = shape_behind(value) or ()
+            if len(shape) < 2 or value not in seen:
                 seen.add(value)
                 parameters += _size(value)
         macs = node_macs(node)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from passes.diagnostics import Diagnostic, Severity
 from passes.graph import real_inputs
+from passes.imx500.geometry import is_constant
 from passes.imx500.layers import Layer, layers_of, shape_of
 from passes.imx500.limits import MEMORY_BUDGET, MEMORY_RESERVED, SOURCE
 from passes.imx500.schedule import (
@@ -21,7 +22,7 @@ from passes.imx500.schedule import (
     schedule_of,
 )
 from passes.imx500.stage import float_view
-from passes.imx500.weights import WeightRow, weight_rows
+from passes.imx500.weights import WeightRow, is_whole_picture, weight_rows
 
 EXACT, ESTIMATED = "exact", "estimated"
 
@@ -109,7 +110,7 @@ def forecast_memory(model: ir.Model, input_persistency: bool = True) -> MemoryFo
     peak = max(live, default=0)
     model_bytes, runtime_bytes = sum(row.bytes for row in weights), peak + persistent
     total = model_bytes + runtime_bytes + MEMORY_RESERVED
-    known = all(part.op_type in EXACT_OPERATORS for layer in layers for part in layer.parts)
+    known = _is_exact(graph, layers)
     return MemoryForecast(
         model_bytes=model_bytes,
         runtime_bytes=runtime_bytes,
@@ -132,6 +133,20 @@ def forecast_memory(model: ir.Model, input_persistency: bool = True) -> MemoryFo
         weights=weights,
         peak_step=live.index(peak) if live else 0,
         steps=tuple(step.name for step in schedule.steps),
+    )
+
+
+def _is_exact(graph: ir.Graph, layers: tuple[Layer, ...]) -> bool:
+    """The model bytes of such networks were forecast to the byte in every case measured."""
+    parts = [part for layer in layers for part in layer.parts]
+    if any(part.op_type not in EXACT_OPERATORS for part in parts):
+        return False
+    if any(
+        is_constant(value) for part in parts if part.op_type in ("Add", "Concat") for value in part.inputs
+    ):
+        return False
+    return not any(value in set(graph.outputs) for value in real_inputs(graph)) and not any(
+        is_whole_picture(layer) for layer in layers
     )
 
 

@@ -1,4 +1,4 @@
-"""What a graph in the vendor dialect has to be: quantizers where they belong, of kinds and widths that pass."""
+"""What a graph in the vendor dialect has to be: quantizers in their places, of kinds and widths that pass."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 PRESERVING = (
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand",
-    "Concat", "Pad", "MaxPool", "Identity", "Dropout",
+    "Concat", "Pad", "MaxPool", "ArgMax", "TopK", "Identity", "Dropout",
 )  # fmt: skip
-"""Operators that hand on the numbers they get, so that a quantizer before them holds behind them."""
+"""Operators that hand on the numbers they get (or their places), so that a quantizer before them suffices."""
 
 
 def check_quantized(model: ir.Model) -> tuple[Diagnostic, ...]:
@@ -58,9 +58,7 @@ def check_quantized(model: ir.Model) -> tuple[Diagnostic, ...]:
 def _finding(
     rule: str, node: ir.Node, found: str, limit: str, fix: str, severity: Severity = Severity.ERROR
 ) -> Diagnostic:
-    return Diagnostic(
-        f"imx500/{rule}", severity, node.name or "", module_of(node), found, limit, fix, SOURCE
-    )
+    return Diagnostic(f"imx500/{rule}", severity, node.name or "", module_of(node), found, limit, fix, SOURCE)
 
 
 def _check_quantizer(node: ir.Node) -> Iterator[Diagnostic]:
@@ -132,6 +130,7 @@ def _missing_on_activations(graph: ir.Graph) -> Iterator[Diagnostic]:
     """Where a convolution or linear layer reads, and where the network ends, the numbers are quantized."""
     static, told = static_nodes(graph), set[ir.Value]()
     reads = [(node.inputs[0], f"read by {node.name}") for node in graph if node.op_type in WEIGHTED]
+    reads += [(output, "an output of the network") for output in graph.outputs]
     for value, where in reads:
         for origin in _unquantized(value, static):
             if origin in told:
@@ -144,7 +143,7 @@ def _missing_on_activations(graph: ir.Graph) -> Iterator[Diagnostic]:
                 "" if producer is None else producer.name or "",
                 "" if producer is None else module_of(producer),
                 f"tensor {origin.name} without a quantizer, {where}",
-                "every activation that a convolution or linear layer reads goes through a quantizer node",
+                "what convolutions and linear layers read, and every output, goes through a quantizer node",
                 "quantize the whole model with MCT's imx500 capabilities",
                 SOURCE,
             )
@@ -168,5 +167,3 @@ def _unquantized(value: ir.Value | None, static: set[ir.Node]) -> list[ir.Value]
         else:
             found.append(current)
     return found
-
-

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from passes.graph import real_inputs
 from passes.imx500.geometry import Window, behind, even, round_up, window
-from passes.imx500.layers import Kind, Layer, Shape, shape_of
+from passes.imx500.layers import Kind, Layer, Shape, channels_of, shape_of
 from passes.imx500.weights import FEW, LANES, is_polyphase, is_vector_convolution
 
 
@@ -34,7 +34,7 @@ class Layout(StrEnum):
 
 @dataclass
 class Buffer:
-    """One copy of a tensor. `first` and `last` are the steps at which it is made and read for the last time."""
+    """One copy of a tensor; `first` and `last` are the steps that make it and read it for the last time."""
 
     tensor: ir.Value | None
     name: str
@@ -65,9 +65,7 @@ class Schedule:
 
     def settle(self) -> None:
         """Number the steps and find each buffer's life."""
-        self.buffers = list(
-            {id(b): b for step in self.steps for b in (*step.reads, *step.writes)}.values()
-        )
+        self.buffers = list({id(b): b for step in self.steps for b in (*step.reads, *step.writes)}.values())
         for buffer in self.buffers:
             buffer.first = buffer.last = -1
         for index, step in enumerate(self.steps):
@@ -147,7 +145,7 @@ def schedule_of(graph: ir.Graph, layers: tuple[Layer, ...]) -> Schedule:
 
 
 def _hoist(schedule: Schedule) -> None:
-    """Run a copy of a skipped tensor right after the tensor's last other reader where that lowers the peak."""
+    """Run a copy of a skipped tensor right after the tensor's last other reader, unless the peak rises."""
     for step in [step for step in schedule.steps if step.movable]:
         before, at = schedule.peak(), schedule.steps.index(step)
         source = step.reads[0]
@@ -173,7 +171,9 @@ class _Builder:
         self.steps: list[Step] = []
         self.copies: dict[ir.Value, dict[Layout, Buffer]] = {}
         for value in real_inputs(graph):
-            buffer = Buffer(value, value.name or "input", bytes_of(shape_of(value), Layout.COLUMNS), Layout.COLUMNS)
+            buffer = Buffer(
+                value, value.name or "input", bytes_of(shape_of(value), Layout.COLUMNS), Layout.COLUMNS
+            )
             self.copies[value] = {Layout.COLUMNS: buffer}
             self.steps.append(Step(buffer.name, [], [buffer]))
 
@@ -245,13 +245,15 @@ class _Builder:
             return
         channels, split = shape[0], is_polyphase(shape[0], out[0], found.kernel, found.strides)
         by_columns = Layout.CHANNELS not in self.copies.get(layer.inputs[0], {}) and channels <= LANES
-        if split:
+        if not split and found.before != found.after:
+            source = self._padded(layer.inputs[0], shape, found)
+        elif split:
             source = self._phases(layer.inputs[0], shape, found, by_columns)
         elif (
             by_columns
             and max(found.dilations) == 1
             and _is_framed(found)
-            and (channels <= FEW or _padded(shape, found) < bytes_of(shape, Layout.CHANNELS))
+            and (channels <= FEW or _framed_bytes(shape, found) < bytes_of(shape, Layout.CHANNELS))
         ):
             source = self._framed(layer.inputs[0], shape, found)
         else:
@@ -280,6 +282,18 @@ class _Builder:
             source = buffer
         return source
 
+    def _padded(self, value: ir.Value, shape: Shape, found: Window) -> Buffer:
+        """Uneven padding is a layer of its own: rows are added, then columns."""
+        source = self._in(value, self._present(value))
+        channels, rows, columns = shape
+        tall, wide = rows + found.before[0] + found.after[0], columns + found.before[1] + found.after[1]
+        for padded in ((channels, tall, columns), (channels, tall, wide)):
+            size = bytes_of(padded, source.layout)
+            buffer = Buffer(value, f"{value.name} padded", size, source.layout)
+            self.steps.append(Step(buffer.name, [source], [buffer]))
+            source = buffer
+        return source
+
     def _phases(self, value: ir.Value, shape: Shape, found: Window, by_columns: bool) -> Buffer:
         """The padded tensor cut into one picture per phase of the stride, joined along the channels."""
         layout = Layout.COLUMNS if by_columns else Layout.CHANNELS
@@ -295,7 +309,9 @@ class _Builder:
             source = buffer
         pieces = []
         for _ in range(min(sh, kh) * min(sw, kw)):
-            half = Buffer(value, f"{name} rows of a phase", bytes_of((channels, tall, wide // sw), layout), layout)
+            half = Buffer(
+                value, f"{name} rows of a phase", bytes_of((channels, tall, wide // sw), layout), layout
+            )
             piece = Buffer(
                 value, f"{name} phase", bytes_of((channels, tall // sh, wide // sw), layout), layout
             )
@@ -331,7 +347,7 @@ def _is_framed(found: Window) -> bool:
 FRAMED_KERNEL = 7
 
 
-def _padded(shape: Shape, found: Window) -> int:
+def _framed_bytes(shape: Shape, found: Window) -> int:
     channels, rows, columns = shape
     tall, wide = rows + found.before[0] + found.after[0], columns + found.before[1] + found.after[1]
     return channels * tall * round_up(wide)
@@ -339,7 +355,7 @@ def _padded(shape: Shape, found: Window) -> int:
 
 def _depthwise_scratch(layer: Layer) -> int:
     """8 * even(kh) * even(kw) * c32(C) + c32(C), as measured on the student's depthwise layers."""
-    found, channels = window(layer.main), shape_of(layer.outputs[0])[0]
+    found, channels = window(layer.main), channels_of(layer.outputs[0])
     if found is None:
         return 0
     return (8 * even(found.kernel[0]) * even(found.kernel[1]) + 1) * round_up(channels)

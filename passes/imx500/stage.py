@@ -52,6 +52,10 @@ def float_view(model: ir.Model) -> FloatView:
     return FloatView(_without_quantizers(model), bits)
 
 
+LARGE = 4_096
+"""Bytes from which a constant's numbers are left out while shapes are inferred: they are no shapes."""
+
+
 def _without_quantizers(model: ir.Model) -> ir.Model:
     proto = to_proto(model)
     graph = proto.graph
@@ -64,8 +68,9 @@ def _without_quantizers(model: ir.Model) -> ir.Model:
             source[node.output[0]] = node.input[0]
         else:
             kept.append(node)
+    used = {name for node in kept for name in node.input}
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(node for node in kept if node.op_type != "Constant" or node.output[0] in used)
     for output in graph.output:
         output.name = source.get(output.name, output.name)
         output.type.tensor_type.ClearField("shape")
@@ -74,10 +79,17 @@ def _without_quantizers(model: ir.Model) -> ir.Model:
         if dims and dims[0].WhichOneof("value") != "dim_value":
             dims[0].dim_value = 1
     del graph.value_info[:]
+    numbers = {tensor.name: tensor for tensor in graph.initializer if len(tensor.raw_data) >= LARGE}
+    for tensor in numbers.values():
+        tensor.ClearField("raw_data")
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     if _fold_static(inferred):
         inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
-    return from_proto(inferred)
+    view = from_proto(inferred)
+    for name in numbers:
+        if name in view.graph.initializers and name in model.graph.initializers:
+            view.graph.initializers[name].const_value = model.graph.initializers[name].const_value
+    return view
 
 
 def _fold_static(proto: onnx.ModelProto) -> bool:
@@ -96,7 +108,7 @@ def _fold_static(proto: onnx.ModelProto) -> bool:
             continue
         known[node.output[0]] = result
         graph.initializer.append(result)
-        folded |= node.op_type != "Constant"
+        folded = True
     del graph.node[:]
     graph.node.extend(kept)
     return folded
@@ -116,12 +128,36 @@ def _computed(
         if dims is None or any(dim.WhichOneof("value") != "dim_value" for dim in dims):
             return None
         array = np.array([dim.dim_value for dim in dims], dtype=np.int64)
+    elif node.op_type == "Constant":
+        return _constant(node)
     elif all(name == "" or name in known for name in node.input):
         from onnx.reference import ReferenceEvaluator
 
-        feeds = {name: onnx.numpy_helper.to_array(known[name]) for name in node.input if name}
+        feeds = {name: _array(known[name]) for name in node.input if name}
         opsets = {entry.domain: entry.version for entry in proto.opset_import}
-        array = np.asarray(ReferenceEvaluator(node, opsets=opsets).run(None, feeds)[0])
+        computed: list[np.ndarray] = ReferenceEvaluator(node, opsets=opsets).run(None, feeds)  # type: ignore[assignment]
+        array = np.asarray(computed[0])
     else:
         return None
     return onnx.numpy_helper.from_array(array, node.output[0])
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor of a Constant node; None where it is written as a list or a string."""
+    if len(node.attribute) != 1 or not node.attribute[0].HasField("t"):
+        return None
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(node.attribute[0].t)
+    tensor.name = node.output[0]
+    return tensor
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray:
+    """The numbers, or zeros where they were left out (then only the result's shape is of use)."""
+    if tensor.raw_data or not any(tensor.dims) or _has_typed_data(tensor):
+        return onnx.numpy_helper.to_array(tensor)
+    return np.zeros(tuple(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
+def _has_typed_data(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.float_data or tensor.int64_data or tensor.int32_data or tensor.double_data)

@@ -21,7 +21,15 @@ from passes.imx500.geometry import (
     shape_behind,
     window,
 )
-from passes.imx500.layers import TABLE_ACTIVATIONS, TABLE_OPERATORS, Kind, Layer, is_unsigned, shape_of
+from passes.imx500.layers import (
+    TABLE_ACTIVATIONS,
+    TABLE_OPERATORS,
+    Kind,
+    Layer,
+    channels_of,
+    is_unsigned,
+    shape_of,
+)
 from passes.imx500.stage import FloatView
 
 TABLE = 512
@@ -91,12 +99,11 @@ def layer_bytes(layer: Layer, view: FloatView) -> int:
         return _linear(layer, view)
     if has_weights(layer):
         return _convolution(layer, view)
-    channels = shape_of(layer.outputs[0])[0] if shape_of(layer.outputs[0]) else 1
     match layer.main.op_type:
         case "BatchNormalization":
-            return 5 * round_up(channels)
+            return 5 * round_up(channels_of(layer.outputs[0]))
         case "LayerNormalization":
-            return TABLE + 6 * round_up(shape_of(layer.outputs[0])[-1])
+            return TABLE + 6 * round_up((1, *shape_of(layer.outputs[0]))[-1])
         case "Softmax":
             return SOFTMAX
         case "AveragePool":
@@ -105,6 +112,8 @@ def layer_bytes(layer: Layer, view: FloatView) -> int:
             return SLOPE
         case "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min":
             return _elementwise(layer)
+        case "Concat":
+            return sum(_elements(v) + ELEMENTWISE for v in layer.main.inputs if is_constant(v))
         case "Pow":
             return ELEMENTWISE
         case "Exp":
@@ -126,8 +135,13 @@ def is_global(layer: Layer) -> bool:
 
 def is_vector_convolution(layer: Layer) -> bool:
     """A 1x1 convolution of one pixel, which runs as a fully connected layer."""
+    return is_whole_picture(layer) and shape_of(layer.inputs[0])[1:] == (1, 1)
+
+
+def is_whole_picture(layer: Layer) -> bool:
+    """A convolution whose kernel covers all of its input at once."""
     found = window(layer.main) if layer.kind is Kind.CONVOLUTION else None
-    return found is not None and found.kernel == (1, 1) and shape_of(layer.inputs[0])[1:] == (1, 1)
+    return found is not None and bool(layer.inputs) and found.kernel == shape_of(layer.inputs[0])[1:]
 
 
 def _linear(layer: Layer, view: FloatView) -> int:
@@ -225,7 +239,7 @@ def _fused(layer: Layer, linear: bool = False) -> int:
     if layer.activation == "LeakyRelu":
         return TABLE_ALONE
     if layer.activation in TABLE_ACTIVATIONS:
-        out = shape_of(layer.outputs[0])[0] if linear else 0
+        out = channels_of(layer.outputs[0]) if linear else 0
         return TABLE + round_up(out)
     return 0
 

@@ -45,17 +45,19 @@ def weights_are_constant(node: ir.Node) -> Found | None:
 
 @rule("conv-padding", "Conv")
 def padding_below_kernel(node: ir.Node) -> Found | None:
-    """Padding on each side is smaller than the effective kernel, (k - 1) * dilation + 1."""
+    """Even padding is smaller than the effective kernel, (k - 1) * dilation + 1.
+
+    Uneven padding has no limit: it becomes a layer of its own.
+    """
     found = window(node)
-    if found is None or all(
-        max(before, after) < extent
-        for before, after, extent in zip(found.before, found.after, found.effective, strict=True)
-    ):
+    if found is None or found.before != found.after:
         return None
+    if all(pad < extent for pad, extent in zip(found.before, found.effective, strict=True)):
+        return None
+    most = tuple(min(pad, extent - 1) for pad, extent in zip(found.before, found.effective, strict=True))
     return Found(
         f"pads = {[*found.before, *found.after]} with effective kernel {list(found.effective)}",
-        f"pad at most {[extent - 1 for extent in found.effective]} in the convolution "
-        "and put an nn.ZeroPad2d with the rest before it",
+        f"set padding={most}: the pixels further out see nothing but padding",
     )
 
 
@@ -94,10 +96,15 @@ def transposed_without_padding(node: ir.Node) -> Found | None:
         return Found("output_shape", "use padding=0 and crop the result with a slice")
     if found is None or not any((*found.before, *found.after)):
         return None
-    crop = f"x[:, :, {found.before[0]}:..., {found.before[-1]}:...]"
+    size = (shape_behind(node.outputs[0]) or ())[2:]
+    crop = ", ".join(
+        f"{start}:{start + length}" if length is not None else f"{start}:..."
+        for start, length in zip(found.before, size, strict=False)
+    )
     return Found(
         f"pads = {[*found.before, *found.after]}",
-        f"use padding=0 and crop the result ({crop}), or nn.Upsample and a convolution",
+        f"use padding=0, output_padding=0 and crop the result, x[:, :, {crop}], "
+        "or nn.Upsample and a convolution",
     )
 
 

@@ -8,6 +8,8 @@ from passes.imx500.geometry import is_gelu_erf, is_standard
 from passes.imx500.limits import ACCEPTED_OPERATORS
 from passes.imx500.rules.registry import Found, rule
 
+CHANNEL_NORM = "use nn.BatchNorm2d, or nn.LayerNorm over the channels of a channels-last tensor"
+
 REPLACEMENTS = {
     "DepthToSpace": "replace PixelShuffle(r) by nn.Upsample(scale_factor=r) and a convolution",
     "SpaceToDepth": "write it as reshape, permute, reshape with the batch axis kept",
@@ -36,8 +38,8 @@ REPLACEMENTS = {
     "LpPool": "use nn.AvgPool2d or nn.MaxPool2d",
     "GlobalLpPool": "use nn.AdaptiveAvgPool2d(1)",
     "LpNormalization": "divide by torch.linalg.vector_norm(x, dim=dim, keepdim=True)",
-    "InstanceNormalization": "use nn.BatchNorm2d, or nn.LayerNorm over the channels of a channels-last tensor",
-    "GroupNormalization": "use nn.BatchNorm2d, or nn.LayerNorm over the channels of a channels-last tensor",
+    "InstanceNormalization": CHANNEL_NORM,
+    "GroupNormalization": CHANNEL_NORM,
     "LRN": "use nn.BatchNorm2d",
     "ArgMin": "use torch.argmax(-x, dim)",
     "GridSample": "use F.interpolate, or sample on the host",

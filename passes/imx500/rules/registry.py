@@ -50,7 +50,7 @@ RULES: list[Rule] = []
 def rule(
     name: str, *operators: str, severity: Severity = Severity.ERROR
 ) -> Callable[[Callable[[ir.Node], Found | None]], Callable[[ir.Node], Found | None]]:
-    """Register the decorated function as rule `imx500/NAME` for the operator types (all when none is given)."""
+    """Register the decorated function as rule `imx500/NAME` for the operator types (none: for all)."""
 
     def register(check: Callable[[ir.Node], Found | None]) -> Callable[[ir.Node], Found | None]:
         RULES.append(Rule(f"imx500/{name}", operators, rule_text(check), severity, check))

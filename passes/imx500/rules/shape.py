@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from passes.diagnostics import Severity
-
 from passes.imx500.geometry import (
     constant_ints,
     input_at,
