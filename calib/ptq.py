@@ -72,19 +72,29 @@ def mct_ptq(
     inputs = real_inputs(model.graph)
     arrays = _arrays(inputs, sets)
     progress("importing", None)
+    import torch
+
     from calib.importer import to_torch
+    from calib.importer.batch import gather, spread
     from calib.restore import restore
 
     imported = to_torch(model)
-    batch = BATCH if imported.batch_free else 1
+    module, batch, spread_out = imported.module, BATCH, False
+    if not imported.batch_free:
+        batch = min(BATCH, len(arrays[0]))
+        first = [torch.from_numpy(array[:1]) for array in arrays]
+        repeated = spread(module, first, batch) if batch > 1 else None
+        module, batch, spread_out = (module, 1, False) if repeated is None else (repeated, batch, True)
+        arrays = [array[: len(array) // batch * batch] for array in arrays]
     _seed(seed)
     with tempfile.TemporaryDirectory(prefix="picosam2-ptq-") as folder, _quiet(progress, log):
         path = Path(folder) / "quantized.onnx"
         try:
             _run_mct(
-                imported.module,
+                module,
                 arrays,
                 batch,
+                batch if spread_out else 1,
                 path,
                 progress,
             )
@@ -98,6 +108,8 @@ def mct_ptq(
         except Exception as error:  # MCT raises bare Exceptions, and torch its own kinds through it
             raise _refused(error, model, imported.names) from error
         quantized = load(path)
+    if spread_out:
+        gather(quantized, batch)
     placeholders = [node.name for node in imported.module.graph.nodes if node.op == "placeholder"]
     restore(quantized, model, imported.names, placeholders)
     _fix_input_steps(quantized, [one.contract for one in sets])
@@ -140,10 +152,11 @@ def _run_mct(
     module: fx.GraphModule,
     arrays: Sequence[NDArray[np.float32]],
     batch: int,
+    exported: int,
     path: Path,
     progress: Progress,
 ) -> None:
-    """Quantize `module` and write the ONNX file."""
+    """Quantize `module` in batches of `batch`, and write the ONNX file traced with `exported` pictures."""
     progress("loading MCT", None)
     import model_compression_toolkit as mct
     from model_compression_toolkit.core.pytorch.pytorch_device_config import set_working_device
@@ -154,8 +167,8 @@ def _run_mct(
         for start in range(0, len(arrays[0]), batch):
             yield [array[start : start + batch] for array in arrays]
 
-    def one_picture() -> Iterator[list[NDArray[np.float32]]]:
-        yield [array[:1] for array in arrays]
+    def example() -> Iterator[list[NDArray[np.float32]]]:
+        yield [array[:exported] for array in arrays]
 
     config = mct.core.CoreConfig(
         quantization_config=mct.core.QuantizationConfig(
@@ -177,7 +190,7 @@ def _run_mct(
     )
     progress("exporting", None)
     _name_functions(quantized)
-    mct.exporter.pytorch_export_model(quantized, str(path), one_picture)
+    mct.exporter.pytorch_export_model(quantized, str(path), example)
 
 
 def _name_functions(quantized: Any) -> None:

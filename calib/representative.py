@@ -37,8 +37,10 @@ BUILTIN = "builtin"
 COCO_PREFIX = "coco:"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-PICTURES = 64
-"""Default number of calibration crops; docs/calibration.md has the measurement behind it."""
+PICTURES = 32
+"""Default number of calibration crops. For the shipped student 16, 32, 64 and 128 crops with four seeds each
+give the same agreement with the float network (mean IoU 0.974 to 0.977, or 0.967 to 0.968 where the output's
+threshold falls on the other side of a tie, at 32 as at 64), in 8, 11, 17 and 30 s of MCT's time."""
 
 HELD_OUT = 16
 """Number of held-out crops."""

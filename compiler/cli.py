@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from passes.diagnostics import Diagnostic
 from passes.errors import ExitCode, InputError, TargetViolation, ToolError
@@ -231,12 +231,11 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         return _fail(error)
     except ToolError as error:
         return _fail(error)
-    except click.exceptions.Abort:
-        return _interrupted()
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
+    except TyperException as error:
+        message = getattr(error, "format_message", error.__str__)()
+        print(f"error: {message} Fix: `{name} --help` shows what is accepted", file=sys.stderr)
         return ExitCode.USER
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

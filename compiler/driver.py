@@ -161,8 +161,10 @@ def _check(state: State) -> State:
     model = state.quantized or state.float_model
     assert model is not None
     assert state.loaded is not None
-    notes = state.loaded.notes if state.check is None else state.check.diagnostics
+    notes = state.loaded.notes
     check = check_graph(model, input_persistency=state.options.input_persistency, notes=notes)
+    if state.check is not None:  # the cost is of the network the user gave: MCT adds biases that are zero
+        check = dataclasses.replace(check, costs=state.check.costs)
     if not check.ok:
         raise violation(state.options.model.name, check)
     return dataclasses.replace(state, check=check)
@@ -368,7 +370,10 @@ def _calibration_facts(data: RepresentativeSet) -> dict[str, Any]:
         "pictures": len(data.pictures),
         "held_out": len(data.held_out),
         "seed": data.seed,
-        "sources": [f"{source.name} {source.sha256}" for source in data.sources],
+        "sources": [
+            {"name": source.name, "sha256": source.sha256, "held_out": source.held_out}
+            for source in data.sources
+        ],
     }
 
 

@@ -241,8 +241,9 @@ def _calibration_lines(result: CompileResult) -> list[str]:
 
 
 def _short(value: Any) -> str:
+    """A value on one line; of the source pictures the names (report.json has the checksums)."""
     if isinstance(value, list):
-        shown = ", ".join(str(item) for item in value[:12])
+        shown = ", ".join(item["name"] + " (held out)" * item["held_out"] for item in value[:12])
         return shown + (f" ... ({len(value)} in all)" if len(value) > 12 else "")
     return str(value)
 

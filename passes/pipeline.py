@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from passes.fix_batch import FixBatch
+from passes.floor_pools import FloorPools
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fold_input import FoldInput
 from passes.names import NameEverything
@@ -29,6 +30,7 @@ FLOAT_TRANSFORMS = (
     Transform("fix-batch", "a symbolic batch becomes 1", FixBatch),
     Transform("name", "every node and value gets a stable name", NameEverything),
     Transform("simplify", "constant folding and onnxsim's rewrites", Simplify),
+    Transform("floor-pools", "ceil_mode goes where it changes nothing", FloorPools),
     Transform("fold-batchnorm", "batch norms go into the weights before them", FoldBatchNorm),
     Transform("fold-input", "the input normalisation goes into the network", FoldInput),
     Transform("remove-dead", "what no output depends on is dropped", RemoveDead),

@@ -210,7 +210,9 @@ def _batch_free(module: nn.Module, inputs: Sequence[Tensor | None]) -> bool:
     with torch.no_grad():
         alone = [_flat(module(*pictures)) for pictures in (first, second)]
         try:
-            both = _flat(module(*(torch.cat(pair) for pair in zip(first, second, strict=True))))
+            pairs = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+            # The interpreter, because a GraphModule that fails prints its code to stderr.
+            both = _flat(fx.Interpreter(module).run(*pairs))
         except RuntimeError:
             return False
     for one, other, batch in zip(*alone, both, strict=True):

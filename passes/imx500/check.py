@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from passes.diagnostics import Diagnostic, Severity
 from passes.graph import is_quantized, module_of, real_inputs, static_shape
-from passes.imx500.geometry import data_nodes
+from passes.imx500.geometry import data_nodes, static_nodes
 from passes.imx500.limits import MAX_RANK, MIN_RANK, SOURCE
 from passes.imx500.quantized import check_quantized
 from passes.imx500.rules import RULES, Rule
@@ -24,16 +24,24 @@ def check_operators(model: ir.Model) -> tuple[Diagnostic, ...]:
             quantizers apply as well). Shapes are inferred; the batch is 1 or symbolic.
     """
     found = [*_check_inputs(model.graph)]
-    for node in data_nodes(float_view(model).model.graph):
+    graph = float_view(model).model.graph
+    for node in data_nodes(graph):
         found.extend(_check_node(node))
+    found.extend(_check_outputs(graph))
     if is_quantized(model):
         found.extend(check_quantized(model))
     return tuple(found)
 
 
+OPERATOR_RULE = "imx500/operator"
+"""Of an operator that the target does not have, nothing else is told."""
+
+
 @cache
 def _rules_of(operator: str) -> tuple[Rule, ...]:
-    return tuple(rule for rule in RULES if not rule.operators or operator in rule.operators)
+    """The rules of an operator; whether the target has it at all comes first."""
+    rules = (rule for rule in RULES if not rule.operators or operator in rule.operators)
+    return tuple(sorted(rules, key=lambda rule: rule.id != OPERATOR_RULE))
 
 
 def _check_node(node: ir.Node) -> Iterator[Diagnostic]:
@@ -50,7 +58,7 @@ def _check_node(node: ir.Node) -> Iterator[Diagnostic]:
                 found.fix,
                 SOURCE,
             )
-            if rule.id == "imx500/operator":
+            if rule.id == OPERATOR_RULE:
                 return
 
 
@@ -91,6 +99,24 @@ def _check_inputs(graph: ir.Graph) -> Iterator[Diagnostic]:
                 f"type {value.dtype}",
                 "float32 (the sensor's integers are handed over as floats)",
                 "export with a float32 example input",
+            )
+
+
+def _check_outputs(graph: ir.Graph) -> Iterator[Diagnostic]:
+    """Every output depends on the input."""
+    static, inputs = static_nodes(graph), set(graph.inputs)
+    for value in graph.outputs:
+        producer = value.producer()
+        if producer in static or (producer is None and value not in inputs):
+            yield Diagnostic(
+                "imx500/output-constant",
+                Severity.ERROR,
+                "",
+                "",
+                f"output {value.name} is a constant",
+                "every output depends on the input",
+                "leave it out of the network: the host knows it",
+                SOURCE,
             )
 
 

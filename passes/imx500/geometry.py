@@ -175,9 +175,10 @@ def data_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def is_gelu_erf(node: ir.Node) -> bool:
-    """The Erf is the one inside GELU, 0.5 * x * (1 + erf(x / sqrt 2)), in any order of the factors.
+    """The Erf is the one inside GELU, x * (1 + erf(x / sqrt 2)) times a number, in any order of the factors.
 
-    Exporters below opset 20 write GELU so; it reaches the converter as one Gelu.
+    Exporters below opset 20 write GELU so (the number is 1/2, unless a weight has taken it in); it reaches
+    the converter as one Gelu.
     """
     scaled = node.inputs[0]
     scale = scaled.producer() if scaled is not None else None
@@ -191,18 +192,16 @@ def is_gelu_erf(node: ir.Node) -> bool:
     added = _only_user(node.outputs[0])
     if not np.isclose(factors[0].item(), wanted, rtol=1e-3) or added is None or not _adds_one(added, node):
         return False
-    factor, found_x, found_half = added.outputs[0], False, False
-    product = _only_user(factor)
-    while product is not None and product.op_type == "Mul" and not (found_x and found_half):
+    factor, product = added.outputs[0], _only_user(added.outputs[0])
+    while product is not None and product.op_type == "Mul":
         other = product.inputs[1] if product.inputs[0] is factor else product.inputs[0]
-        half, halved = _is_half(other), _is_half_of(other, operands[0])
-        if not half and not halved and other is not operands[0]:
-            break
-        found_half |= half or halved
-        found_x |= halved or other is operands[0]
+        if other is operands[0] or _is_multiple_of(other, operands[0]):
+            return True
+        if not is_constant(other):
+            return False
         factor = product.outputs[0]
         product = _only_user(factor)
-    return found_x and found_half
+    return False
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:
@@ -218,19 +217,14 @@ def _adds_one(add: ir.Node, erf: ir.Node) -> bool:
     )
 
 
-def _is_half(value: ir.Value | None) -> bool:
-    array = constant(value)
-    return array is not None and array.size == 1 and bool(np.isclose(array.item(), 0.5))
-
-
-def _is_half_of(value: ir.Value | None, x: ir.Value | None) -> bool:
+def _is_multiple_of(value: ir.Value | None, x: ir.Value | None) -> bool:
+    """The value is a number times x."""
     producer = None if value is None else value.producer()
-    return (
-        producer is not None
-        and producer.op_type == "Mul"
-        and any(operand is x for operand in producer.inputs)
-        and any(_is_half(operand) for operand in producer.inputs)
-    )
+    if producer is None or producer.op_type != "Mul":
+        return False
+    others = [operand for operand in producer.inputs if operand is not x]
+    array = constant(others[0]) if len(others) == 1 else None
+    return array is not None and array.size == 1
 
 
 def round_up(number: int, multiple: int = 32) -> int:

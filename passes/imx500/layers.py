@@ -289,8 +289,18 @@ def _gelu_of(x: ir.Value) -> list[ir.Node]:
 
 
 def _until_product(erf: ir.Node, x: ir.Value) -> Iterator[ir.Node]:
-    reader, factors = _only_reader(erf), 0
-    while reader is not None and reader.op_type in ("Add", "Mul") and factors < 2:
-        factors += reader.op_type == "Mul"
+    """The addition of one, the product with x, and products with numbers around it."""
+    reader, met = _only_reader(erf), False
+    while reader is not None and reader.op_type in ("Add", "Mul"):
+        constants = any(is_constant(value) for value in reader.inputs)
+        if not constants and met:
+            return
+        met |= not constants
         yield reader
-        reader = _only_reader(reader)
+        reader = _only_reader(reader) if constants or not met or _scales_next(reader) else None
+
+
+def _scales_next(node: ir.Node) -> bool:
+    """The node's one reader multiplies it by a number."""
+    reader = _only_reader(node)
+    return reader is not None and reader.op_type == "Mul" and any(map(is_constant, reader.inputs))

@@ -110,14 +110,16 @@ def _check_threshold(node: ir.Node, threshold: float) -> Iterator[Diagnostic]:
 
 
 def _missing_on_weights(graph: ir.Graph) -> Iterator[Diagnostic]:
+    """MCT writes the weights of a layer used twice as quantized constants without a quantizer."""
     for node in graph:
         if node.op_type in WEIGHTED and len(node.inputs) > 1 and _is_bare_constant(node.inputs[1]):
             yield _finding(
-                "quantizer-missing",
+                "quantizer-weights-missing",
                 node,
                 "weights without a quantizer",
-                "every weight goes through a quantizer node",
-                "quantize the whole model with MCT's imx500 capabilities",
+                "the converter takes them and chooses their scale itself",
+                "put a WeightsSymmetricQuantizer before them, so that their scale is the simulated one",
+                Severity.NOTE,
             )
 
 

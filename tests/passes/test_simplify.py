@@ -93,7 +93,7 @@ def test_dead_nodes_and_constants_go():
 def test_the_order_of_the_pipeline():
     """Names first (diagnostics need them), batch norms before the input, dead code last."""
     assert [t.name for t in FLOAT_TRANSFORMS] == [
-        "fix-batch", "name", "simplify", "fold-batchnorm", "fold-input", "remove-dead",
+        "fix-batch", "name", "simplify", "floor-pools", "fold-batchnorm", "fold-input", "remove-dead",
     ]  # fmt: skip
 
 

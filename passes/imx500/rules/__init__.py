@@ -3,7 +3,7 @@
 Importing this package registers every rule; `RULES` lists them in the order they are reported.
 """
 
-from passes.imx500.rules import convolution, model, operators, pooling, resize, shape, values
+from passes.imx500.rules import convolution, data, operators, pooling, resize, shape, values
 from passes.imx500.rules.registry import RULES, Found, Rule
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "Found",
     "Rule",
     "convolution",
-    "model",
+    "data",
     "operators",
     "pooling",
     "resize",

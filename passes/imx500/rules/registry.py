@@ -7,7 +7,7 @@ documentation cannot drift from the constants.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -61,4 +61,11 @@ def rule(
 
 def rule_text(check: Callable[..., object]) -> str:
     """The docstring as one line, limits filled in."""
-    return " ".join((check.__doc__ or "").split()).format_map(vars(limits))
+    values = {name: _words(value) for name, value in vars(limits).items() if name.isupper()}
+    return " ".join((check.__doc__ or "").split()).format_map(values)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} with {_words(entry)}" for key, entry in value.items())
+    return " or ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -31,7 +31,7 @@ def resize_is_2d(node: ir.Node) -> Found | None:
 
 @rule("resize-mode", "Resize")
 def resize_mode(node: ir.Node) -> Found | None:
-    """mode is one of {RESIZE_MODES}, shown with its coordinate transformations."""
+    """mode and coordinate transformation are {RESIZE_MODES}."""
     mode = text_attribute(node, "mode", "nearest")
     if mode not in RESIZE_MODES:
         return Found(f"mode = {mode}", "use mode='bilinear' or mode='nearest'")

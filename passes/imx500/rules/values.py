@@ -62,7 +62,7 @@ def hardsigmoid_slope(node: ir.Node) -> Found | None:
 
 @rule("pow-exponent", "Pow")
 def pow_exponent(node: ir.Node) -> Found | None:
-    """The exponent of Pow is a constant, one of {POW_EXPONENTS}."""
+    """The exponent of Pow is a constant, {POW_EXPONENTS}."""
     exponent = constant(input_at(node, 1))
     if exponent is not None and exponent.size == 1 and float(exponent.item()) in POW_EXPONENTS:
         return None

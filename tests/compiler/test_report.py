@@ -1,0 +1,92 @@
+"""Reports are pure functions of the result and say of each figure what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from compiler import raspberry_pi, report
+from compiler.agreement import Agreement, OutputAgreement
+from compiler.checking import check_graph
+from compiler.result import CompileResult, Output, StepTime, VendorFigures
+from compiler.simulator.fixedpoint import Grid
+from passes import contract as contracts
+from passes.pipeline import apply_all
+from tests.graphs import model, node
+
+WHEN = "2026-01-02T03:04:05+00:00"
+
+
+@pytest.fixture(scope="module")
+def result() -> CompileResult:
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    graph = apply_all(
+        model(
+            [node("Conv", ["x", "w"], ["y"], name="stem", pads=[1, 1, 1, 1])],
+            {"x": [1, 3, 16, 16]},
+            ["y"],
+            {"w": weight},
+            contracts.centred(3, 16, 16),
+        )
+    )
+    return CompileResult(
+        tool_version="0.1.0",
+        target="imx500",
+        model_name="net.onnx",
+        model_sha256="ab" * 32,
+        model_kind="float ONNX",
+        network="net",
+        contract=contracts.centred(3, 16, 16),
+        seed=7,
+        quantizer="mct-ptq",
+        calibration={"how": "by hand", "sources": [{"name": "a.png", "sha256": "01", "held_out": True}]},
+        check=check_graph(graph),
+        outputs=(Output("y", (1, 8, 16, 16), Grid(-3, 8, True), ("N", "C", "H", "W")),),
+        agreement=Agreement(16, (OutputAgreement("y", "mask-iou", 0.987654, float("inf")),)),
+        vendor=VendorFigures("3.19.2", 1000, 2000, 4024, fits=True, tiled=False, input_persistency=True),
+        vendor_diagnostics=(),
+        steps=(StepTime("quantize", 1.5, cached=False, vendor=True), StepTime("check", 0.1, False, False)),
+        versions={"torch": "2.6.0"},
+    )
+
+
+def test_json_holds_the_block_of_check_and_is_strict(result):
+    document = json.loads(report.to_json(result, WHEN))
+    assert document["check"] == json.loads(json.dumps(result.check.to_json()))
+    assert document["schema"] == 1
+    assert document["seed"] == 7
+    assert document["outputs"][0] == {
+        "name": "y", "shape": [1, 8, 16, 16], "dtype": "int8", "step": 0.125, "order": ["N", "C", "H", "W"],
+    }  # fmt: skip
+    assert document["agreement"]["outputs"][0]["snr_db"] is None  # infinite: JSON has no word for it
+    assert document["converter"]["kind"] == "measured"
+    assert report.to_json(result, WHEN) == report.to_json(result, WHEN)
+
+
+def test_markdown_tells_the_pixel_table_the_outputs_and_whose_time_it_was(result):
+    text = report.to_markdown(result, WHEN)
+    assert "| 0 | -128 | -2.0000, -2.0000, -2.0000 |" in text
+    assert "| y | 1x8x16x16 | int8 | 0.125 | N,C,H,W |" in text
+    assert "| quantize | 1.50 | vendor |" in text
+    assert "| model | " in text
+    assert "a.png (held out)" in text
+    assert "0.9877 mean IoU" in text
+
+
+def test_the_summary_prefers_what_was_measured(result):
+    rows = dict(report.summary_rows(result))
+    assert "measured by the converter" in rows["Memory"]
+    alone = dict(report.summary_rows(dataclasses.replace(result, vendor=None, agreement=None)))
+    assert "forecast" in alone["Memory"]
+    assert "Float against int8" not in alone
+
+
+def test_instructions_for_the_camera(result):
+    text = raspberry_pi.instructions(result)
+    assert "imx500-package -i packerOut.zip" in text
+    assert "p - 128" in text
+    assert "--no-convert" not in text
+    assert "--no-convert" in raspberry_pi.instructions(dataclasses.replace(result, vendor=None))
