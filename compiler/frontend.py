@@ -230,7 +230,7 @@ def _finish(
 ) -> Loaded:
     _require_finite(model)
     graphs.write_contract(model, contract)
-    return Loaded(model, kind, network, contract, notes)
+    return Loaded(model, kind, network, contract, (*notes, *_symbolic_batches(model)))
 
 
 def declared_contract(text: str, channels: int, height: int, width: int) -> InputContract:
@@ -327,6 +327,27 @@ def _assumed(name: str, meaning: str) -> Diagnostic:
         limit=f"assumed {name}: {meaning}",
         fix=f"declare it: --input {name} (or unit, centred, raw, raw-signed, FILE.json)",
         source="passes/contract.py",
+    )
+
+
+def _symbolic_batches(model: ir.Model) -> tuple[Diagnostic, ...]:
+    symbolic = [
+        value.name or ""
+        for value in graphs.real_inputs(model.graph)
+        if (shape := graphs.static_shape(value)) and shape[0] is None
+    ]
+    return tuple(
+        Diagnostic(
+            rule="input/symbolic-batch",
+            severity=Severity.NOTE,
+            node="",
+            module="",
+            found=f"input {name} has a symbolic batch",
+            limit="the chip runs one picture at a time: compiled for a batch of 1",
+            fix="nothing to do; export with a batch of 1 to say so yourself",
+            source="passes/fix_batch.py",
+        )
+        for name in symbolic
     )
 
 

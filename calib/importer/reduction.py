@@ -27,7 +27,7 @@ def reduction(ctx: Context, node: ir.Node) -> fx.Node:
     axes = ctx.either(node, 1, "axes")
     if not axes:
         if integer(node, "noop_with_empty_axes", 0):
-            return x
+            raise UnknownForm("noop_with_empty_axes = 1 without axes", "axes to reduce", "remove the node")
         axes = list(range(ctx.rank(x)))
     dims = tuple(ctx.axis(x, axis) for axis in axes)
     keep = bool(integer(node, "keepdims", 1))

@@ -63,7 +63,9 @@ def one_node(
     return model_of([node], inputs, results, named, opset)
 
 
-def exported(network: torch.nn.Module, shape: Sequence[int], opset: int = 17, dynamic: bool = False) -> ir.Model:
+def exported(
+    network: torch.nn.Module, shape: Sequence[int], opset: int = 17, dynamic: bool = False
+) -> ir.Model:
     """A torch network as a named and simplified graph with input `input`."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
