@@ -81,8 +81,11 @@ def _mode(
     if plain and mode == "nearest":
         # For a whole number of copies of each pixel the half-pixel forms pick the same pixels.
         copies = all(f >= 1 and float(f).is_integer() for f in factors)
-        if (coordinates, rounding) == ("asymmetric", "floor") or (
-            half_pixel and copies and rounding.startswith("round_prefer")
+        # torch copies or doubles where the sizes say so, whatever the scale says.
+        plain = all(s not in (g, 2 * g) or g * f == s for g, s, f in zip(given, size, factors, strict=True))
+        if plain and (
+            (coordinates, rounding) == ("asymmetric", "floor")
+            or (half_pixel and copies and rounding.startswith("round_prefer"))
         ):
             return "nearest", None
     if plain and mode == "linear":
@@ -94,7 +97,7 @@ def _mode(
             return "bilinear", True
     raise UnknownForm(
         f"mode = {mode}, coordinate_transformation_mode = {coordinates}, nearest_mode = {rounding}, "
-        f"{given[0]}x{given[1]} to {size[0]}x{size[1]}",
+        f"{given[0]}x{given[1]} to {size[0]}x{size[1]} by {factors[0]:g} and {factors[1]:g}",
         KNOWN,
         "use nn.Upsample with mode nearest, or bilinear with align_corners=False",
     )

@@ -168,6 +168,22 @@ def _is_static(value: ir.Value, static: set[ir.Node]) -> bool:
     return value.const_value is not None if producer is None else producer in static
 
 
+def is_static(value: ir.Value) -> bool:
+    """The value depends on no input's numbers: it is a constant or shape arithmetic."""
+    seen, pending = set[ir.Value](), [value]
+    while pending:
+        current = pending.pop()
+        producer = current.producer()
+        if current in seen or (producer is not None and producer.op_type in ("Shape", "Size")):
+            continue
+        seen.add(current)
+        if producer is None and current.const_value is None:
+            return False
+        if producer is not None:
+            pending.extend(read for read in producer.inputs if read is not None)
+    return True
+
+
 def data_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     """The nodes that work on data, in graph order: neither static nor quantizers."""
     static = static_nodes(graph)

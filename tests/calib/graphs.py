@@ -103,7 +103,7 @@ def run_torch(module: torch.nn.Module, inputs: Sequence[np.ndarray]) -> list[np.
 
 
 def assert_agrees(model: ir.Model, tolerance: float = 2e-6, low: float = -3.0, high: float = 3.0) -> None:
-    """Imported and original give the same numbers, to `tolerance` of the output's range, for batch 1 and 3."""
+    """Imported and original agree to `tolerance` of the output's range, for batch 1 and 3."""
     imported = to_torch(model)
     inputs = random_inputs(model, low, high)
     expected = run_onnx(model, inputs)

@@ -41,8 +41,9 @@ def convolutions(draw: st.DrawFn) -> ir.Model:
 def transposed(draw: st.DrawFn) -> ir.Model:
     groups, per_group, out_per_group = draw(sizes), draw(sizes), draw(sizes)
     kernel, strides, dilations = draw(st.tuples(sizes, sizes)), draw(pairs), draw(pairs)
-    # torch wants the extra rows below the stride or the dilation, and something left of the output.
-    extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(strides, dilations, strict=True)]
+    # ONNX allows extra rows up to max(stride, dilation), but onnxruntime 1.21 leaves those beyond the stride
+    # uninitialised.
+    extra = [draw(st.integers(0, s - 1)) for s in strides]
     pads = [draw(st.integers(0, (k - 1) * d // 2)) for k, d in zip(kernel, dilations, strict=True)]
     random = np.random.default_rng(draw(st.integers(0, 2**16)))
     weight = random.normal(size=(groups * per_group, out_per_group, *kernel)).astype(np.float32)
@@ -68,47 +69,3 @@ def test_convolution(model: ir.Model) -> None:
 @given(transposed())
 def test_transposed_convolution(model: ir.Model) -> None:
     assert_agrees(model)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 12),
-    st.integers(1, 12),
-    st.integers(1, 30),
-    st.integers(1, 30),
-    st.sampled_from(["nearest", "linear"]),
-)
-def test_resize_to_any_size(height: int, width: int, to_height: int, to_width: int, mode: str) -> None:
-    sizes = np.array([1, 3, to_height, to_width], np.int64)
-    coordinates = "asymmetric" if mode == "nearest" else "half_pixel"
-    model = one_node(
-        "Resize",
-        [(1, 3, height, width)],
-        [None, None, sizes],
-        mode=mode,
-        coordinate_transformation_mode=coordinates,
-        nearest_mode="floor",
-    )
-    assert_agrees(model, tolerance=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(2, 12),
-    st.integers(2, 12),
-    st.sampled_from([0.5, 0.75, 1.25, 1.5, 2.0, 2.5, 3.0, 7.0]),
-    st.sampled_from([0.5, 1.0, 1.75, 2.0, 4.0]),
-    st.sampled_from(["nearest", "linear"]),
-)
-def test_resize_by_a_scale(height: int, width: int, vertical: float, horizontal: float, mode: str) -> None:
-    scales = np.array([1, 1, vertical, horizontal], np.float32)
-    coordinates = "asymmetric" if mode == "nearest" else "half_pixel"
-    model = one_node(
-        "Resize",
-        [(1, 3, height, width)],
-        [None, scales],
-        mode=mode,
-        coordinate_transformation_mode=coordinates,
-        nearest_mode="floor",
-    )
-    assert_agrees(model, tolerance=1e-5)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tests.calib.graphs import assert_agrees, model_of, one_node
 from onnx import helper
 
 from calib.importer import OPERATORS, to_torch
 from passes.imx500.limits import ACCEPTED_OPERATORS
+from tests.calib.graphs import assert_agrees, model_of, one_node
 
 RANDOM = np.random.default_rng(1)
 X = (1, 6, 9, 12)
@@ -22,6 +22,10 @@ def f(*shape: int) -> np.ndarray:
 
 def i(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
+
+
+def f32(*numbers: float) -> np.ndarray:
+    return np.array(numbers, np.float32)
 
 
 def s(number: float) -> np.ndarray:
@@ -186,7 +190,7 @@ CASES: dict[str, ir.Model] = {
     "Resize nearest scales": one_node(
         "Resize",
         [X],
-        [None, np.array([1, 1, 2, 3], np.float32)],
+        [None, f32(1, 1, 2, 3)],
         mode="nearest",
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
@@ -200,7 +204,7 @@ CASES: dict[str, ir.Model] = {
         nearest_mode="floor",
     ),
     "Resize nearest half pixel": one_node("Resize", [X], [None, None, i(1, 6, 27, 24)], mode="nearest"),
-    "Resize linear scales": one_node("Resize", [X], [None, np.array([1, 1, 1.5, 0.5], np.float32)], mode="linear"),
+    "Resize linear scales": one_node("Resize", [X], [None, f32(1, 1, 1.5, 0.5)], mode="linear"),
     "Resize linear sizes": one_node(
         "Resize",
         [X],
@@ -224,7 +228,7 @@ CASES: dict[str, ir.Model] = {
         coordinate_transformation_mode="align_corners",
     ),
     "Resize axes": one_node("Resize", [X], [None, None, i(18, 24)], mode="linear", axes=[2, 3]),
-    "Resize opset 10": one_node("Resize", [X], [np.array([1, 1, 2, 2], np.float32)], mode="nearest", opset=10),
+    "Resize opset 10": one_node("Resize", [X], [f32(1, 1, 2, 2)], mode="nearest", opset=10),
 }  # fmt: skip
 
 POSITIVE = ("Log", "Sqrt", "Pow half", "Pow channels", "Pow two", "Div", "Div number left", "Reciprocal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from passes.imx500.geometry import is_constant
+from passes.imx500.geometry import is_static
 from passes.imx500.rules.registry import Found, rule
 
 INDEX_OUTPUTS = {"ArgMax": 0, "TopK": 1, "MaxPool": 1}
@@ -15,7 +15,7 @@ INDEX_OUTPUTS = {"ArgMax": 0, "TopK": 1, "MaxPool": 1}
 def data_is_float32(node: ir.Node) -> Found | None:
     """Data are float32 everywhere; the integers of ArgMax and TopK may only leave the network as outputs."""
     for value in node.inputs:
-        if value is None or is_constant(value) or value.dtype in (None, ir.DataType.FLOAT):
+        if value is None or value.dtype in (None, ir.DataType.FLOAT) or is_static(value):
             continue
         return Found(f"input of type {value.dtype}", _fix(value.dtype))
     for index, value in enumerate(node.outputs):
