@@ -12,7 +12,7 @@ import random
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from calib.representative import RepresentativeSet, delivered
 from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity
 from passes.errors import EnvironmentFault, InputError, TargetViolation
-from passes.graph import load, module_of, real_inputs, static_shape
+from passes.graph import const_array, consumers, load, module_of, real_inputs, static_shape
 
 if TYPE_CHECKING:
     from torch import fx
@@ -38,6 +38,21 @@ BATCH = 16
 """Pictures per calibration batch; MCT's time hardly depends on it between 8 and 32."""
 
 RULE = "mct/refused"
+
+PTQ_VERSION = "mct-ptq-1"
+"""Part of the key under which a result is cached: change it when this room's code changes the result."""
+
+PTQ_PACKAGES = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "model-compression-toolkit",
+    "mct-quantizers",
+    "edge-mdt-tpc",
+    "numpy",
+)
+"""Distributions whose versions decide the result."""
 
 
 def mct_ptq(
@@ -81,29 +96,29 @@ def mct_ptq(
     imported = to_torch(model)
     module, batch, spread_out = imported.module, BATCH, False
     if not imported.batch_free:
-        batch = min(BATCH, len(arrays[0]))
+        # A number that divides the pictures: every batch has to be full, and every picture counts.
+        batch = next(n for n in range(min(BATCH, len(arrays[0])), 0, -1) if len(arrays[0]) % n == 0)
         first = [torch.from_numpy(array[:1]) for array in arrays]
         repeated = spread(module, first, batch) if batch > 1 else None
         module, batch, spread_out = (module, 1, False) if repeated is None else (repeated, batch, True)
-        arrays = [array[: len(array) // batch * batch] for array in arrays]
     _seed(seed)
     with tempfile.TemporaryDirectory(prefix="picosam2-ptq-") as folder, _quiet(progress, log):
         path = Path(folder) / "quantized.onnx"
         try:
-            _run_mct(
-                module,
-                arrays,
-                batch,
-                batch if spread_out else 1,
-                path,
-                progress,
-            )
+            _run_mct(module, arrays, batch, batch if spread_out else 1, path, progress)
         except ImportError as error:
             raise EnvironmentFault(
                 "model-compression-toolkit",
                 f"cannot be imported ({error})",
                 "model-compression-toolkit 2.5.1 with torch 2.6",
                 "pip install -e . in the project's environment",
+            ) from error
+        except (OSError, MemoryError) as error:
+            raise EnvironmentFault(
+                "quantization",
+                f"the machine ran out of something ({type(error).__name__}: {error})",
+                "memory, and disk space in the temporary folder",
+                "free some, or set TMPDIR to a folder with space",
             ) from error
         except Exception as error:  # MCT raises bare Exceptions, and torch its own kinds through it
             raise _refused(error, model, imported.names) from error
@@ -164,7 +179,9 @@ def _run_mct(
     set_working_device("cpu")  # the same bytes with and without a GPU
 
     def batches() -> Iterator[list[NDArray[np.float32]]]:
-        for start in range(0, len(arrays[0]), batch):
+        total = len(arrays[0])
+        for start in range(0, total, batch):
+            progress("collecting statistics", start / total)
             yield [array[start : start + batch] for array in arrays]
 
     def example() -> Iterator[list[NDArray[np.float32]]]:
@@ -181,7 +198,6 @@ def _run_mct(
             shift_negative_activation_correction=False,
         )
     )
-    progress("collecting statistics", 0.0)
     quantized, _ = mct.ptq.pytorch_post_training_quantization(
         module,
         batches,
@@ -215,15 +231,37 @@ def _name_functions(quantized: Any) -> None:
             quantized.add_module(node.name, Named(operation))
 
 
+MOVING = ("Concat", "Gather", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that put integers elsewhere and leave them as they are."""
+
+
 def _fix_input_steps(quantized: ir.Model, contracts: Sequence[InputContract]) -> None:
-    """Give each input's quantizer the step 1 of the sensor's integers, whatever the pictures' range was."""
-    for value, contract in zip(quantized.graph.inputs, contracts, strict=True):
-        for node in (use.node for use in value.uses()):
-            if node.op_type == "ActivationPOTQuantizer":
-                node.attributes["threshold"] = ir.AttrFloat32(
-                    "threshold", float(max(contract.highest + 1, -contract.lowest))
-                )
-                node.attributes["signed"] = ir.AttrInt64("signed", int(contract.signed))
+    """Give each input the step 1 of the sensor's integers, whatever the range of the pictures was.
+
+    So up to the first arithmetic: behind a frame of constants, a slice or a reshape they are the same.
+    """
+    for given, contract in zip(quantized.graph.inputs, contracts, strict=True):
+        threshold = float(max(contract.highest + 1, -contract.lowest))
+        integers, reached = {given}, [given]
+        while reached:
+            for node in consumers(reached.pop()):
+                if node.op_type == "ActivationPOTQuantizer":
+                    node.attributes["threshold"] = ir.AttrFloat32("threshold", threshold)
+                    node.attributes["signed"] = ir.AttrInt64("signed", int(contract.signed))
+                elif node.op_type not in MOVING or not _all_in_range(node, integers, contract):
+                    continue
+                reached += [value for value in node.outputs if value not in integers]
+                integers.update(node.outputs)
+
+
+def _all_in_range(node: ir.Node, integers: Set[ir.Value], contract: InputContract) -> bool:
+    """Every tensor the node moves holds the sensor's integers, or constants of their range."""
+    constants = (const_array(value) for value in node.inputs if value is not None and value not in integers)
+    return all(
+        array is not None
+        and (array.dtype.kind != "f" or (array.min() >= contract.lowest and array.max() <= contract.highest))
+        for array in constants
+    )
 
 
 # What MCT prints, and what it raises

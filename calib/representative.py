@@ -131,7 +131,7 @@ def load_representative(
         return _from_coco(Path(src.removeprefix(COCO_PREFIX)), contract, count, seed)
     folder = Path(src)
     files = _folder_pictures(folder)
-    text = f"the {len(files)} pictures in {folder.name}"
+    text = f"the {len(files)} pictures in {folder.resolve().name}"
     return _from_pictures(src, files, text, contract, count, seed)
 
 

@@ -56,7 +56,8 @@ def restore(
         placeholder: value.name or "" for placeholder, value in zip(placeholders, inputs, strict=True)
     }
     _restore_interface(quantized.graph, model.graph)
-    # The exporter spells constant sizes (those of Pad, for one) as arithmetic on constants.
+    _infer_shapes(quantized)
+    # The exporter spells constant sizes (those of Pad and Resize) as arithmetic on shapes and constants.
     optimizer.fold_constants(quantized, should_fold=_is_arithmetic)
     common.RemoveUnusedNodesPass()(quantized)
     _infer_shapes(quantized)
@@ -137,14 +138,15 @@ def _rename(quantized: ir.Graph, graph: ir.Graph, origins: Mapping[str, str]) ->
     values = {id(value): value.name for value in (*quantized.inputs, *quantized.outputs)}
     taken = {name for name in values.values() if name}
     nodes: set[str] = set()
+    for node, origin in known.items():
+        node.name = _unique(_node_name(node, origin, computing.get(origin) is node), nodes)
+        if (source := floats.get(origin.name)) is not None and (module := module_of(source)):
+            node.metadata_props[MODULE_KEY] = module
     for node in quantized:
-        origin = known.get(node)
-        if origin is not None:
-            node.name = _unique(_node_name(node, origin, computing.get(origin) is node), nodes)
-            if (source := floats.get(origin.name)) is not None and (module := module_of(source)):
-                node.metadata_props[MODULE_KEY] = module
-        else:
-            node.name = _unique(node.name or node.op_type, nodes)
+        if node not in known:
+            # Constants outside of any module, mostly: they belong to the node that reads them.
+            reader = next((use.node for value in node.outputs for use in value.uses()), node)
+            node.name = _unique(f"{reader.name}/{node.op_type}", nodes)
     wanted: dict[int, str] = {}
     for origin, node in computing.items():
         if not origin.part and origin.name in floats:

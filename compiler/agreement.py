@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.dialect import to_standard
+from passes.errors import InputError
 from passes.graph import to_bytes
 
 
@@ -69,14 +70,26 @@ def measure_agreement(
                 given.name: one[index].reshape([1, *given.shape[1:]])
                 for given, one in zip(ran.get_inputs(), pictures, strict=True)
             }
-            for output, values in zip(kept, ran.run(None, feed), strict=True):
-                output.append(np.asarray(values))
+            for name, output, values in zip(names, kept, ran.run(None, feed), strict=True):
+                output.append(_finite(name, np.asarray(values)))
         progress((index + 1) / count)
     outputs = tuple(
         _compare(name, np.concatenate(a), np.concatenate(b))
         for name, a, b in zip(names, floats, integers, strict=True)
     )
     return Agreement(count, outputs)
+
+
+def _finite(name: str, values: np.ndarray) -> np.ndarray:
+    """The values; raises InputError where some are no numbers."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(
+            f"output {name}",
+            f"{int((~np.isfinite(values)).sum())} of {values.size} values are NaN or infinite on a picture",
+            "finite outputs",
+            "look for a division, root or exponential that leaves the range, or declare the right --input",
+        )
+    return values
 
 
 def session(model: ir.Model) -> Any:

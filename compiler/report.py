@@ -7,12 +7,14 @@ network), estimated (our forecast), or assumed.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
 from compiler.agreement import Agreement, OutputAgreement
 from compiler.result import SCHEMA, CheckResult, CompileResult, StepTime
 from passes.diagnostics import Diagnostic
+from passes.imx500.limits import MEMORY_BUDGET
 
 AGREEMENT_WORDS = {
     "mask-iou": "mean IoU of the float and the int8 mask",
@@ -62,7 +64,7 @@ def _agreement_json(agreement: Agreement) -> dict[str, Any]:
         "kind": "measured",
         "pictures": agreement.pictures,
         "outputs": [
-            asdict(output) | {"snr_db": None if output.snr_db == float("inf") else round(output.snr_db, 3)}
+            asdict(output) | {"snr_db": None if not math.isfinite(output.snr_db) else round(output.snr_db, 3)}
             for output in agreement.outputs
         ],
     }
@@ -125,7 +127,7 @@ def summary_rows(result: CompileResult) -> list[tuple[str, str]]:
         forecast = "" if memory is None else f"; our forecast was {_mb(memory.total_bytes)}"
         measured = (
             "Memory",
-            f"{_mb(vendor.total_bytes)} of 8.00 MB (measured by the converter: model "
+            f"{_mb(vendor.total_bytes)} of {_mb(MEMORY_BUDGET)} (measured by the converter: model "
             f"{_mb(vendor.model_bytes)}, runtime {_mb(vendor.runtime_bytes)}{forecast})",
         )
         rows = [measured if name == "Memory" else (name, text) for name, text in rows]
@@ -144,14 +146,11 @@ def check_rows(check: CheckResult) -> list[tuple[str, str]]:
         legality += f", {warnings} warning{'s' * (warnings != 1)}"
     rows = [("Legality", legality)]
     if (memory := check.memory) is not None:
-        rows.append(
-            (
-                "Memory",
-                f"{_mb(memory.total_bytes)} of 8.00 MB (forecast: model {_mb(memory.model_bytes)} "
-                f"{memory.exactness['model_bytes']}, runtime {_mb(memory.runtime_bytes)} "
-                f"{memory.exactness['runtime_bytes']}){'' if memory.fits else ' - DOES NOT FIT'}",
-            )
-        )
+        model = f"model {_mb(memory.model_bytes)} {memory.exactness['model_bytes']}"
+        runtime = f"runtime {_mb(memory.runtime_bytes)} {memory.exactness['runtime_bytes']}"
+        verdict = "" if memory.fits else " - DOES NOT FIT"
+        total = f"{_mb(memory.total_bytes)} of {_mb(memory.budget_bytes)}"
+        rows.append(("Memory", f"{total} (forecast: {model}, {runtime}){verdict}"))
     rows.append(("Cost", f"{check.macs / 1e6:.1f} M MACs, {check.parameters:,} parameters (exact)"))
     return rows
 

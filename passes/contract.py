@@ -10,6 +10,7 @@ package.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,24 +93,31 @@ class InputContract:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> InputContract:
-        """Raises InputError where a field is missing or of the wrong kind."""
-        try:
-            return InputContract(
-                channels=int(data["channels"]),
-                height=int(data["height"]),
-                width=int(data["width"]),
-                colour_order=str(data["colour_order"]),
-                scale=tuple(float(s) for s in data["scale"]),
-                offset=tuple(float(o) for o in data["offset"]),
-                signed=bool(data["signed"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                "input contract",
-                f"unreadable field ({error!r})",
-                "JSON with channels, height, width, colour_order, scale, offset, signed",
-                "write the missing field; docs/architecture.md shows an example",
-            ) from error
+        """Raises InputError where a field is missing, unknown, or of the wrong kind."""
+        fields = ("channels", "height", "width", "colour_order", "scale", "offset", "signed")
+        missing, unknown = [f for f in fields if f not in data], [f for f in data if f not in fields]
+        if missing or unknown:
+            raise _wrong(f"missing {missing}, unknown {unknown}", f"the fields {', '.join(fields)}")
+        sizes = [data[f] for f in fields[:3]]
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise _wrong(f"channels, height, width = {sizes}", "positive integers")
+        for field in ("scale", "offset"):
+            numbers = data[field]
+            if not isinstance(numbers, list | tuple) or not all(
+                type(n) in (int, float) and math.isfinite(n) for n in numbers
+            ):
+                raise _wrong(f"{field} = {numbers!r}", "a list of finite numbers, one per channel")
+        if type(data["signed"]) is not bool:
+            raise _wrong(f"signed = {data['signed']!r}", "true or false")
+        return InputContract(
+            channels=sizes[0],
+            height=sizes[1],
+            width=sizes[2],
+            colour_order=str(data["colour_order"]),
+            scale=tuple(float(s) for s in data["scale"]),
+            offset=tuple(float(o) for o in data["offset"]),
+            signed=data["signed"],
+        )
 
     @staticmethod
     def loads(text: str) -> InputContract:
@@ -120,6 +128,10 @@ class InputContract:
         if not isinstance(data, dict):
             raise InputError("input contract", f"a JSON {type(data).__name__}", "a JSON object", "correct it")
         return InputContract.from_json(data)
+
+
+def _wrong(found: str, limit: str) -> InputError:
+    return InputError("input contract", found, limit, "correct it; docs/architecture.md shows an example")
 
 
 def imagenet(height: int, width: int) -> InputContract:

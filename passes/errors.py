@@ -23,6 +23,11 @@ class ExitCode(IntEnum):
     """The vendor tool or the environment failed."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ToolError(Exception):
     """An error with the four things a user needs: the thing, what was found, what was expected, the fix.
 

@@ -29,12 +29,14 @@ from passes.graph import (
     const_array,
     constant,
     consumers,
+    picture_shape,
     read_contract,
     real_inputs,
     set_constant,
     static_shape,
     write_contract,
 )
+from passes.names import NameEverything
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class FoldInput(ir.passes.InPlacePass):
         modified = False
         for value in inputs:
             modified |= _fold_one(graph, value, contract)
+        if modified:
+            NameEverything()(model)  # a node of the user's may have the name of a new one
         write_contract(model, contract.as_raw())
         return ir.passes.PassResult(model, modified=modified or not contract.is_raw)
 
@@ -77,9 +81,8 @@ class FoldInput(ir.passes.InPlacePass):
 
 
 def _fold_one(graph: ir.Graph, value: ir.Value, contract: InputContract) -> bool:
-    shape = static_shape(value)
-    if shape is None or len(shape) < 2 or shape[1] != contract.channels:
-        return False  # the contract is about pictures of its own number of channels
+    if picture_shape(value) != (contract.channels, contract.height, contract.width):
+        return False  # the contract is about pictures of its own shape
     affine = Affine(np.asarray(contract.scale), np.asarray(contract.offset))
     head: list[ir.Node] = []
     current = value
@@ -155,8 +158,11 @@ def _takes(node: ir.Node, value: ir.Value) -> bool:
     """A convolution over `value` with constant weights, and explicit padding, can take the affine."""
     if node.op_type != "Conv" or node.inputs[0] is not value:
         return False
-    if const_array(node.inputs[1]) is None:
+    weight, shape = const_array(node.inputs[1]), static_shape(value)
+    if weight is None or shape is None or weight.ndim != 4 or len(shape) != 4:
         return False
+    if weight.shape[1] * node.attributes.get_int("group", 1) != shape[1]:
+        return False  # the graph contradicts itself; the rules say so
     if len(node.inputs) > 2 and node.inputs[2] is not None and const_array(node.inputs[2]) is None:
         return False
     return node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
@@ -192,7 +198,7 @@ def _frame(graph: ir.Graph, conv: ir.Node, value: ir.Value, zero: np.ndarray, pa
     kind = dtype.numpy()
     shape = static_shape(value)
     assert shape is not None
-    if len(set(zero.astype(kind))) == 1 or any(not isinstance(dim, int) for dim in shape[2:]):
+    if len(set(zero.astype(kind))) == 1:
         return _pad_node(graph, conv, value, zero, pads)
     _, channels, height, width = shape
     assert channels is not None
@@ -248,6 +254,7 @@ def _pad_node(graph: ir.Graph, conv: ir.Node, value: ir.Value, zero: np.ndarray,
 
 def _explicit(graph: ir.Graph, value: ir.Value, current: ir.Value, affine: Affine, uses: list[Usage]) -> None:
     """Normalise by a depthwise 1x1 convolution (Mul and Add off rank 4) for `uses` of `current`."""
+    prefix = f"{value.name}.normalise"
     dtype = value.dtype or ir.DataType.FLOAT
     rank = len(value.shape or ())
     first = uses[0].node if uses else None
@@ -255,12 +262,12 @@ def _explicit(graph: ir.Graph, value: ir.Value, current: ir.Value, affine: Affin
 
     def column(array: np.ndarray, name: str) -> ir.Value:
         spread = array.astype(dtype.numpy()).reshape(1, -1, *(1,) * (rank - 2))
-        return constant(graph, f"normalise.{name}", spread)
+        return constant(graph, f"{prefix}.{name}", spread)
 
     nodes: list[ir.Node]
     if rank == 4:
-        weight = constant(graph, "normalise.weight", affine.a.astype(dtype.numpy()).reshape(-1, 1, 1, 1))
-        bias = constant(graph, "normalise.bias", affine.b.astype(dtype.numpy()))
+        weight = constant(graph, f"{prefix}.weight", affine.a.astype(dtype.numpy()).reshape(-1, 1, 1, 1))
+        bias = constant(graph, f"{prefix}.bias", affine.b.astype(dtype.numpy()))
         attributes = [
             ir.AttrInt64("group", len(affine.a)),
             ir.AttrInt64s("kernel_shape", [1, 1]),
@@ -268,10 +275,10 @@ def _explicit(graph: ir.Graph, value: ir.Value, current: ir.Value, affine: Affin
             ir.AttrInt64s("strides", [1, 1]),
             ir.AttrInt64s("dilations", [1, 1]),
         ]
-        nodes = [ir.Node("", "Conv", [value, weight, bias], attributes, name="normalise")]
+        nodes = [ir.Node("", "Conv", [value, weight, bias], attributes, name=prefix)]
     else:
-        scaled = ir.Node("", "Mul", [value, column(affine.a, "scale")], name="normalise.scale")
-        shifted = ir.Node("", "Add", [scaled.outputs[0], column(affine.b, "offset")], name="normalise")
+        scaled = ir.Node("", "Mul", [value, column(affine.a, "scale")], name=f"{prefix}.scale")
+        shifted = ir.Node("", "Add", [scaled.outputs[0], column(affine.b, "offset")], name=prefix)
         nodes = [scaled, shifted]
     for node in nodes:
         out = node.outputs[0]
@@ -286,6 +293,7 @@ def _explicit(graph: ir.Graph, value: ir.Value, current: ir.Value, affine: Affin
     if current.is_graph_output():
         for index, output in enumerate(graph.outputs):
             if output is current:
+                normalised.name, current.name = current.name, f"{prefix}.before"
                 graph.outputs[index] = normalised
 
 

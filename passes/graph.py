@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from passes.contract import METADATA_KEY, InputContract
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 MODULE_KEY = "picosam2.module"
 """Key in a node's metadata_props: dotted path of the torch module the node came from."""
@@ -37,7 +37,7 @@ def load(path: Path) -> ir.Model:
     except Exception as error:  # protobuf raises its own kinds, which differ between its versions
         raise InputError(
             f"model {path}",
-            f"cannot be read as ONNX ({type(error).__name__}: {error})",
+            f"cannot be read as ONNX ({first_line(error)})",
             "a complete ONNX file",
             "export the model again",
         ) from error
@@ -60,7 +60,15 @@ def load(path: Path) -> ir.Model:
         ) from error
     if not proto.graph.node and not proto.graph.output:
         raise InputError(f"model {path}", "holds no graph", "an ONNX model", "export the model again")
-    return from_proto(proto)
+    try:
+        return from_proto(proto)
+    except Exception as error:  # onnx_ir raises several kinds on graphs that contradict themselves
+        raise InputError(
+            f"model {path}",
+            f"is no valid graph: {first_line(error)}",
+            "a model that onnx.checker.check_model accepts",
+            "export the model again",
+        ) from error
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
@@ -132,6 +140,24 @@ def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
     if value is None or value.shape is None:
         return None
     return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def picture_shape(value: ir.Value) -> tuple[int, int, int] | None:
+    """(channels, height, width) of one float32 picture that `value` takes, missing sides as 1.
+
+    None where it takes no such thing: another type, a batch other than 1, rank 1 or above 4, or a size that
+    is not fixed. Only such inputs have an input contract.
+    """
+    shape = static_shape(value)
+    if shape is None or not 2 <= len(shape) <= 4 or shape[0] not in (1, None):
+        return None
+    if value.dtype not in (None, ir.DataType.FLOAT):
+        return None
+    sides = [side for side in shape[1:] if side is not None]
+    if len(sides) != len(shape) - 1:
+        return None
+    channels, height, width = (*sides, 1, 1)[:3]
+    return channels, height, width
 
 
 def real_inputs(graph: ir.Graph) -> list[ir.Value]:

@@ -13,9 +13,17 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 from passes.graph import STANDARD_DOMAINS, from_proto, to_proto
 from passes.names import NameEverything
+
+SKIPPED = (
+    "fuse_matmul_add_bias_into_gemm_batched",
+    "fuse_preceding_mul_into_conv",
+    "fuse_consecutive_mul",
+)
+"""Rewrites of onnxsim that the target does not want: the first flattens a rank-4 linear layer into the batch
+axis, which is refused; the others move GELU's factor 0.5 into the next weights and hide the GELU."""
 
 
 class Simplify(ir.passes.FunctionalPass):
@@ -44,11 +52,17 @@ class Simplify(ir.passes.FunctionalPass):
         with _without_torch():
             import onnxsim
         try:
-            simple, _ = onnxsim.simplify(proto, skip_fuse_bn=True, inline_functions=True, certify=False)
+            simple, _ = onnxsim.simplify(
+                proto,
+                skip_fuse_bn=True,
+                skipped_optimizers=list(SKIPPED),
+                inline_functions=True,
+                certify=False,
+            )
         except Exception as error:  # onnxsim raises the C++ kinds of several libraries
             raise InputError(
                 "model",
-                f"cannot be simplified: {_first_line(error)}",
+                f"cannot be simplified: {first_line(error)}",
                 "a graph that onnx.checker accepts",
                 "run onnx.checker.check_model on it and export it again",
             ) from error
@@ -65,10 +79,6 @@ class Simplify(ir.passes.FunctionalPass):
         left = [node.name for node in model.graph if node.op_type == "Constant"]
         if left:
             raise ir.passes.PostconditionError(f"constants that are no initializers: {left}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from calib.importer.context import Context, integer, real, to_tensor
-from calib.importer.patterns import gelu_form, is_torch_hard_sigmoid
+from calib.importer.context import Context, integer, real, text, to_tensor
+from calib.importer.patterns import is_torch_hard_sigmoid
 from calib.importer.registry import Importer, UnknownForm, operator
 
 _PLAIN: dict[str, type[nn.Module]] = {
@@ -40,7 +40,7 @@ def elu(ctx: Context, node: ir.Node) -> fx.Node:
 
 @operator("Gelu")
 def gelu(ctx: Context, node: ir.Node) -> fx.Node:
-    return ctx.module(nn.GELU(gelu_form(node)), ctx.activation(node))
+    return ctx.module(nn.GELU(text(node, "approximate", "none")), ctx.activation(node))
 
 
 @operator("HardSigmoid")

@@ -146,7 +146,8 @@ def _import(context: Context, node: ir.Node, group: Group | None) -> list[Diagno
             if result is not None:
                 context.define(value, result)
         return []
-    except UnknownForm as unknown:
+    except (UnknownForm, RuntimeError, ValueError, IndexError) as error:
+        unknown = error if isinstance(error, UnknownForm) else _refused_by_torch(error)
         unseen = [value for value in node.inputs if value is not None and _unseen(context, value)]
         for value in node.outputs:
             shape = static_shape(value)
@@ -155,6 +156,15 @@ def _import(context: Context, node: ir.Node, group: Group | None) -> list[Diagno
         if unseen:
             return []  # the node that should have made this input is reported itself
         return [_problem(node.name or "", module_of(node), unknown.found, unknown.limit, unknown.fix)]
+
+
+def _refused_by_torch(error: Exception) -> UnknownForm:
+    """The node's example could not be computed: its sizes or attributes contradict each other."""
+    return UnknownForm(
+        f"torch refuses it: {str(error).strip().splitlines()[0]}",
+        "shapes and attributes that torch takes",
+        "correct the node's attributes",
+    )
 
 
 def _unseen(context: Context, value: ir.Value) -> bool:

@@ -184,14 +184,7 @@ class Context:
         positional: Any = fx.node.map_arg(tuple(arguments), self._examples.__getitem__)
         named: Any = fx.node.map_arg(keywords, self._examples.__getitem__)
         with torch.no_grad():
-            try:
-                self._examples[node] = function(*positional, **named)
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
-                raise UnknownForm(
-                    f"torch refuses it: {str(error).strip().splitlines()[0]}",
-                    "shapes and attributes that torch takes",
-                    "correct the node's attributes",
-                ) from error
+            self._examples[node] = function(*positional, **named)
         return node
 
     def _identifier(self, name: str) -> str:

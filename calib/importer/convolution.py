@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from calib.importer.context import Context, integer, ints, real, text, to_tensor
-from calib.importer.patterns import linear
+from calib.importer.context import Context, integer, ints, text, to_tensor
+from calib.importer.patterns import gemm_parameters, linear
 from calib.importer.registry import UnknownForm, operator
 from passes.graph import const_array
 
@@ -132,13 +132,10 @@ def gemm(ctx: Context, node: ir.Node) -> fx.Node:
     x, weight, bias = ctx.activation(node), ctx.required(node, 1), ctx.constant(node, 2)
     if integer(node, "transA", 0):
         raise UnknownForm("transA = 1", "transA = 0", "transpose the input before the layer")
-    weight = weight if integer(node, "transB", 0) else weight.T
-    weight = weight * np.float32(real(node, "alpha", 1.0))
-    if bias is not None:
-        if bias.size not in (1, weight.shape[0]):
-            raise UnknownForm(f"C of shape {bias.shape}", "one number per output", "export it as a bias")
-        bias = np.broadcast_to(bias.reshape(-1) * np.float32(real(node, "beta", 1.0)), weight.shape[:1])
-    return ctx.module(linear(weight, bias), x)
+    outputs = weight.shape[0] if integer(node, "transB", 0) else weight.shape[1]
+    if bias is not None and bias.size not in (1, outputs):
+        raise UnknownForm(f"C of shape {bias.shape}", "one number per output", "export it as a bias")
+    return ctx.module(linear(*gemm_parameters(node, weight, bias)), x)
 
 
 @operator("MatMul")

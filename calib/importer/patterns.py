@@ -12,7 +12,7 @@ one description covers every order an exporter may write it in.
     HardSwish   x * hardsigmoid(x), or x * clip(x + 3, 0, 6) / 6
     LayerNorm   (x - mean) / sqrt(mean((x - mean)^2) + eps) [* weight] [+ bias], over the last axes
     L2 norm     x / max(||x||_2 over one axis, eps)
-    Linear      x @ W + b
+    Linear      x @ W + b; also reshape(reshape(x) @ W + b), which onnxsim makes of it at rank 3 and more
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import onnx_ir as ir
 from torch import fx, nn
 from torch.nn import functional
 
-from calib.importer.context import Context, real, text, to_tensor
+from calib.importer.context import Context, integer, real, to_tensor
 from passes.graph import const_array, static_shape
 
 
@@ -53,7 +53,7 @@ def find(graph: ir.Graph) -> dict[ir.Node, Group]:
     for root in reversed(list(graph)):
         if root in taken:
             continue
-        for match in (_layer_norm, _linear, _l2_norm, _gated):
+        for match in (_layer_norm, _linear, _linear_by_rows, _l2_norm, _gated):
             group = match(root)
             if group and not taken.intersection(group.nodes) and _closed(group, outputs):
                 found[root] = group
@@ -216,11 +216,25 @@ def _tanh_gate(gate: ir.Value, x: ir.Value) -> tuple[ir.Node, ...] | None:
     add = _producer(scaled[0], "Add") if scaled else None
     if shifted is None or tanh is None or scaled is None or add is None:
         return None
-    for linear, cube in _operands(add):
-        cubic = _scaled(cube, 0.044715)
-        power = _producer(cubic[0], "Pow") if cubic else None
-        if linear is x and cubic and power and power.inputs[0] is x and _is(power.inputs[1], 3.0):
-            return (power, *cubic[1], add, *scaled[1], tanh, shifted[1])
+    for plain, cube in _operands(add):
+        cubic = _cube(cube, x) if plain is x else None
+        if cubic is not None:
+            return (*cubic, add, *scaled[1], tanh, shifted[1])
+    return None
+
+
+def _cube(value: ir.Value | None, x: ir.Value) -> tuple[ir.Node, ...] | None:
+    """0.044715 * x^3, with the cube as a power or as a product: its nodes."""
+    if value is None:
+        return None
+    product = _product(value)
+    if not math.isclose(product.coefficient, 0.044715, rel_tol=1e-4):
+        return None
+    if product.factors == (x, x, x):
+        return product.nodes
+    power = _producer(product.factors[0], "Pow") if len(product.factors) == 1 else None
+    if power is not None and power.inputs[0] is x and _is(power.inputs[1], 3.0):
+        return (power, *product.nodes)
     return None
 
 
@@ -389,7 +403,40 @@ def _linear(root: ir.Node) -> Group | None:
     return None
 
 
-def _make_linear(weight: np.ndarray, bias: np.ndarray) -> Callable[[Context, fx.Node], fx.Node]:
+def _linear_by_rows(root: ir.Node) -> Group | None:
+    """Reshape(Gemm(Reshape(x))) that keeps all axes of x but the last, whatever number of rows is between."""
+    gemm = _producer(root.inputs[0], "Gemm") if root.op_type == "Reshape" and not root.domain else None
+    rows = _producer(gemm.inputs[0], "Reshape") if gemm else None
+    if gemm is None or rows is None or rows.inputs[0] is None or integer(gemm, "transA", 0):
+        return None
+    x, weight = rows.inputs[0], const_array(gemm.inputs[1])
+    bias = const_array(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
+    shapes = [static_shape(value) for value in (x, rows.outputs[0], root.outputs[0])]
+    if weight is None or (bias is None and len(gemm.inputs) > 2) or None in shapes:
+        return None
+    before, between, after = (shape or () for shape in shapes)
+    weight, bias = gemm_parameters(gemm, weight, bias)
+    if (
+        before[:-1] != after[:-1]
+        or (before[-1], after[-1]) != weight.shape[::-1]
+        or between[-1] != before[-1]
+    ):
+        return None
+    return Group(x, (rows, gemm, root), _make_linear(weight, bias))
+
+
+def gemm_parameters(
+    gemm: ir.Node, weight: np.ndarray, bias: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weight [out, in] and bias [out] of a Gemm with constant B and C, its factors multiplied in."""
+    weight = weight if integer(gemm, "transB", 0) else weight.T
+    weight = weight * np.float32(real(gemm, "alpha", 1.0))
+    if bias is not None:
+        bias = np.broadcast_to(bias.reshape(-1) * np.float32(real(gemm, "beta", 1.0)), weight.shape[:1])
+    return weight, bias
+
+
+def _make_linear(weight: np.ndarray, bias: np.ndarray | None) -> Callable[[Context, fx.Node], fx.Node]:
     return lambda ctx, x: ctx.module(linear(weight, bias), x)
 
 
@@ -400,8 +447,3 @@ def linear(weight: np.ndarray, bias: np.ndarray | None) -> nn.Linear:
     if bias is not None:
         module.bias.data = to_tensor(bias)
     return module
-
-
-def gelu_form(node: ir.Node) -> str:
-    """`approximate` of a Gelu node."""
-    return text(node, "approximate", "none")

@@ -150,7 +150,7 @@ def convert(
         EnvironmentFault: it cannot be started, or the temporary directory is of no use (exit 4).
     """
     data = _read(model)
-    name = network_name(model)
+    name = network_name(model.stem)
     flags = [
         *("--report-size-unit", "B"),
         "--input-persistency" if input_persistency else "--no-input-persistency",
@@ -170,9 +170,9 @@ def convert(
     return _outcome(model.name, entry, install.version, cached=False)
 
 
-def network_name(model: Path) -> str:
+def network_name(stem: str) -> str:
     """The name the network gets on the chip: the file's stem, without what the vendor's scripts choke on."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", model.stem).lstrip("-") or "network"
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem).lstrip("-") or "network"
 
 
 def _read(model: Path) -> bytes:

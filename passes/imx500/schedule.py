@@ -16,7 +16,7 @@ import onnx_ir as ir
 from passes.graph import real_inputs
 from passes.imx500.geometry import Window, behind, even, round_up, window
 from passes.imx500.layers import Kind, Layer, Shape, channels_of, shape_of
-from passes.imx500.weights import FEW, LANES, is_polyphase, is_vector_convolution
+from passes.imx500.weights import FEW, LANES, is_polyphase, is_whole_picture
 
 
 class Layout(StrEnum):
@@ -86,16 +86,17 @@ class Schedule:
             result.append(total + step.scratch)
         return result
 
-    def peak(self) -> int:
-        return max(self.live_bytes(), default=0)
-
 
 def bytes_of(shape: Shape, layout: Layout) -> int:
     """Bytes of a tensor (without batch) of 8-bit numbers in a layout.
 
-    A tensor that is no picture (rank 3 without the batch) has its last axis rounded up.
+    A tensor that is no picture (rank 3 without the batch) has its last axis rounded up, or, from four axes
+    on, the axis where that costs least.
     """
-    if len(shape) != 3:
+    if len(shape) > 3:
+        packed = _product(shape)
+        return packed if layout is Layout.PACKED else min(packed // n * round_up(n) for n in shape)
+    if len(shape) < 3:
         *outer, inner = shape or (1,)
         return _product(outer) * (inner if layout is Layout.PACKED else round_up(inner))
     channels, rows, columns = shape
@@ -145,21 +146,28 @@ def schedule_of(graph: ir.Graph, layers: tuple[Layer, ...]) -> Schedule:
 
 
 def _hoist(schedule: Schedule) -> None:
-    """Run a copy of a skipped tensor right after the tensor's last other reader, unless the peak rises."""
+    """Run a copy of a skipped tensor right after the tensor's last other reader where that lowers the peak.
+
+    A step can lower the peak only where the peak lies between its old place and its new one.
+    """
+    users: dict[int, list[Step]] = {}
+    for step in schedule.steps:
+        for buffer in (*step.reads, *step.writes):
+            users.setdefault(id(buffer), []).append(step)
+    position = {id(step): index for index, step in enumerate(schedule.steps)}
+    live = schedule.live_bytes()
     for step in [step for step in schedule.steps if step.movable]:
-        before, at = schedule.peak(), schedule.steps.index(step)
-        source = step.reads[0]
-        others = [
-            index
-            for index, other in enumerate(schedule.steps)
-            if other is not step and (source in other.reads or source in other.writes)
-        ]
-        target = max((index for index in others if index < at), default=at) + 1
-        if target >= at or max(others) > at:
+        at = position[id(step)]
+        others = [position[id(user)] for user in users[id(step.reads[0])] if user is not step]
+        target = max(others) + 1
+        if target >= at or max(live[target : at + 1]) < max(live):
             continue
         schedule.steps.insert(target, schedule.steps.pop(at))
         schedule.settle()
-        if schedule.peak() > before:
+        moved = schedule.live_bytes()
+        if max(moved) < max(live):
+            live, position = moved, {id(step): index for index, step in enumerate(schedule.steps)}
+        else:
             schedule.steps.insert(at, schedule.steps.pop(target))
             schedule.settle()
 
@@ -179,7 +187,7 @@ class _Builder:
 
     def add(self, layer: Layer) -> None:
         match layer.kind:
-            case Kind.CONVOLUTION if not is_vector_convolution(layer):
+            case Kind.CONVOLUTION if not is_whole_picture(layer):
                 self._convolution(layer)
             case Kind.ELEMENTWISE | Kind.CONCAT:
                 self._run(layer, self._cheapest(layer))
@@ -237,13 +245,16 @@ class _Builder:
     def _convolution(self, layer: Layer) -> None:
         shape, found = shape_of(layer.inputs[0]), window(layer.main)
         out = shape_of(layer.outputs[0])
-        few = out and out[0] <= FEW and found is not None and max(found.dilations) == 1
+        few = bool(out) and out[0] <= FEW and found is not None and max(found.dilations) == 1
         layout = Layout.COLUMNS if few else Layout.CHANNELS
         reads = [self._in(value, layout) for value in layer.inputs[1:]]
         if found is None or len(shape) != 3:
             self._write(layer, [self._in(layer.inputs[0], Layout.CHANNELS), *reads], layout)
             return
-        channels, split = shape[0], is_polyphase(shape[0], out[0], found.kernel, found.strides)
+        channels, split = (
+            shape[0],
+            is_polyphase(shape[0], channels_of(layer.outputs[0]), found.kernel, found.strides),
+        )
         by_columns = Layout.CHANNELS not in self.copies.get(layer.inputs[0], {}) and channels <= LANES
         if not split and found.before != found.after:
             source = self._padded(layer.inputs[0], shape, found)

@@ -71,13 +71,16 @@ def _without_quantizers(model: ir.Model) -> ir.Model:
     used = {name for node in kept for name in node.input}
     del graph.node[:]
     graph.node.extend(node for node in kept if node.op_type != "Constant" or node.output[0] in used)
-    for output in graph.output:
-        output.name = source.get(output.name, output.name)
-        output.type.tensor_type.ClearField("shape")
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].WhichOneof("value") != "dim_value":
             dims[0].dim_value = 1
+    inputs = {value.name: value.type for value in graph.input}
+    for output in graph.output:
+        output.name = source.get(output.name, output.name)
+        output.type.tensor_type.ClearField("shape")
+        if output.name in inputs:
+            output.type.CopyFrom(inputs[output.name])
     del graph.value_info[:]
     numbers = {tensor.name: tensor for tensor in graph.initializer if len(tensor.raw_data) >= LARGE}
     for tensor in numbers.values():

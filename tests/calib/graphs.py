@@ -34,7 +34,9 @@ def model_of(
         [helper.make_empty_tensor_value_info(name) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    domains = {"": opset} | {node.domain: 1 for node in nodes if node.domain}
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    proto = helper.make_model(graph, opset_imports=imports, ir_version=9)
     model = from_proto(onnx.shape_inference.infer_shapes(proto))
     NameEverything()(model)
     return model

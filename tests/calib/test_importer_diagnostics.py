@@ -65,6 +65,7 @@ FORMS = {
     "rank 3": one_node("Conv", [(1, 6, 9)], [np.ones((2, 6, 3), np.float32)]),
     "input 1 (x1) is computed": one_node("Conv", [X, (2, 6, 3, 3)]),
     "transA = 1": one_node("Gemm", [(7, 1)], [np.ones((7, 5), np.float32)], transA=1),
+    "C of shape (3, 5)": one_node("Gemm", [(3, 7)], [np.ones((7, 5), "f4"), np.ones((3, 5), "f4")]),
     "alpha = 0.2": one_node("HardSigmoid", [X]),
     "coordinate_transformation_mode = half_pixel": one_node(
         "Resize", [X], [None, None, np.array([1, 6, 10, 13])], mode="nearest"
@@ -92,6 +93,7 @@ FORMS = {
     "noop_with_empty_axes": one_node("ReduceMean", [X], noop_with_empty_axes=1),
     "float32 to INT64": one_node("Cast", [X], to=7),
     "slope of shape (12,)": one_node("PRelu", [X], [np.ones(12, np.float32)]),
+    "invalid for input of size": one_node("Reshape", [X], [np.array([1, 5, 7])]),
     "torch refuses it": one_node("MaxPool", [X], kernel_shape=[2, 2], pads=[2, 2, 2, 2]),
     "fixed sizes": one_node("Relu", [("N", 3, "H", "W")]),
 }  # fmt: skip
@@ -110,13 +112,8 @@ def test_unknown_form_is_named(text: str) -> None:
 
 
 def test_outputs_that_mct_cannot_have_are_named() -> None:
-    same = model_of(
-        [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["y"], ["z"])],
-        {"x": X},
-        ["y", "z"],
-    )
+    relu, identity = helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["y"], ["z"])
+    same = model_of([relu, identity], {"x": X}, ["y", "z"])
     assert [d.node for d in refused(same).diagnostics] == ["z"]
-    constant = model_of(
-        [helper.make_node("Relu", ["x"], ["y"])], {"x": X}, ["y", "c"], {"c": np.ones(3, np.float32)}
-    )
+    constant = model_of([relu], {"x": X}, ["y", "c"], {"c": np.ones(3, np.float32)})
     assert [d.node for d in refused(constant).diagnostics] == ["c"]

@@ -86,7 +86,9 @@ def test_the_pipeline_is_printed(capsys):
     assert cli.run(["compile", "--show-pipeline"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "preflight", "load", "fix-batch", "name", "simplify", "floor-pools", "fold-batchnorm", "fold-input", "remove-dead",
+        "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "floor-pools",
+        "fold-batchnorm", "fold-input",
+        "remove-dead",
         "check", "calibration", "quantize", "check-quantized", "agreement", "convert", "package",
     ]  # fmt: skip
 
@@ -166,7 +168,7 @@ def test_check_and_help_load_no_torch(legal_onnx):
         assert done.stderr.strip().splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("command", ["compile", "check", "doctor"])
+@pytest.mark.parametrize("command", ["compile", "check", "doctor", "rules"])
 def test_each_help_has_an_example_that_names_its_command(command, capsys):
     assert cli.run([command, "--help"]) == 0
     text = capsys.readouterr().out

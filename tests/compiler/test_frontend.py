@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from compiler.exported_program import PROGRAM
 from compiler.frontend import ModelKind, declared_contract, load_model, parse_size
 from passes import contract as contracts
 from passes import graph as graphs
@@ -96,6 +98,41 @@ def test_an_exported_program_with_code_in_it_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+def rewritten(path: Path, target: Path, change) -> Path:
+    """A copy of a .pt2 whose program JSON went through `change`."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            content = source.read(name)
+            archive.writestr(name, change(content.decode()) if name == PROGRAM else content)
+    return target
+
+
+def test_an_exported_program_that_calls_or_evaluates_is_refused_before_torch_sees_it(tmp_path):
+    """torch resolves any name below `torch` and evaluates strings of symbolic sizes."""
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.zeros(1, 3, 8, 8),)), path)
+    calls = rewritten(
+        path, tmp_path / "a.pt2", lambda s: s.replace("torch.ops.aten.relu.default", "torch.os.system")
+    )
+    with pytest.raises(InputError, match=r"calls torch\.os\.system"):
+        load_model(calls)
+    ran = tmp_path / "ran"
+    code = f"__import__('pathlib').Path('{ran}').touch()"
+    evil = json.dumps({"as_expr": {"expr_str": code, "hint": None}})
+    expression = rewritten(path, tmp_path / "b.pt2", lambda s: s.replace('{"as_int": 8}', evil))
+    with pytest.raises(InputError, match="symbolic sizes"):
+        load_model(expression)
+    assert not ran.exists()
+
+
+def test_an_exported_program_with_a_dynamic_batch_says_so(tmp_path):
+    path = tmp_path / "model.pt2"
+    shapes = {"input": {0: torch.export.Dim("batch", min=2, max=8)}}
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.zeros(4, 3, 8, 8),), dynamic_shapes=shapes), path)
+    with pytest.raises(InputError, match="without dynamic_shapes"):
+        load_model(path)
+
+
 def save_onnx(path: Path, size: list[int | str], **keywords) -> Path:
     weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
     built = model(
@@ -156,7 +193,7 @@ def test_weights_that_are_no_numbers(tmp_path, bad):
         ("a.onnx", b"no model at all, only words", "cannot be read as ONNX|holds no graph"),
         ("a.pt", b"PK\x03\x04 then nothing", "truncated|corrupt"),
         ("a.pt2", b"PK\x03\x04 then nothing", "truncated|corrupt"),
-        ("a.pt2", b"nothing", "no complete zip archive"),
+        ("a.pt2", b"nothing", "truncated|corrupt"),
     ],
 )
 def test_broken_files(tmp_path, name, content, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -76,18 +77,69 @@ def test_what_is_no_package_is_never_touched(tmp_path, kind):
     else:
         out.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="--out"):
-        package.require_writable(out)
+        package.require_writable(out, tmp_path / "model.pt")
 
 
 def test_free_names_empty_folders_and_packages_are_fine(tmp_path):
-    package.require_writable(tmp_path / "a" / "b")
+    package.require_writable(tmp_path / "a" / "b", tmp_path / "model.pt")
     (tmp_path / "empty").mkdir()
-    package.require_writable(tmp_path / "empty")
+    package.require_writable(tmp_path / "empty", tmp_path / "model.pt")
     package.write_package(tmp_path / "package", FILES, {})
-    package.require_writable(tmp_path / "package")
+    package.require_writable(tmp_path / "package", tmp_path / "model.pt")
 
 
 def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not writable"):
-        package.require_writable(tmp_path / "file" / "out")
+        package.require_writable(tmp_path / "file" / "out", tmp_path / "model.pt")
+
+
+def test_files_that_somebody_added_to_a_package_are_not_lost(tmp_path):
+    out = tmp_path / "package"
+    package.write_package(out, FILES, {})
+    (out / "my-notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"my-notes\.txt"):
+        package.require_writable(out, tmp_path / "model.pt")
+
+
+def test_a_model_inside_the_package_it_would_replace(tmp_path):
+    out = tmp_path / "package"
+    package.write_package(out, FILES, {})
+    with pytest.raises(InputError, match="holds the model"):
+        package.require_writable(out, out / "model.onnx")
+
+
+def test_the_current_folder_cannot_be_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="current folder"):
+        package.require_writable(Path(), tmp_path / "model.pt")
+
+
+def test_an_interrupt_between_the_renames_leaves_a_whole_package(tmp_path, monkeypatch):
+    """Signals wait until both renames are done; an exception in between puts the old package back."""
+    out = tmp_path / "package"
+    package.write_package(out, FILES, {})
+    before = everything(out)
+    real = os.rename
+
+    def interrupted(source, target):
+        real(source, target)
+        if str(target).endswith(".old"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        package.write_package(out, {"model.onnx": b"new"}, {})
+    assert (out / "model.onnx").read_bytes() == b"new"
+
+    def raises(source, target):
+        if Path(target) == out and not str(source).endswith(".old"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", real)
+    package.write_package(out, FILES, {})
+    monkeypatch.setattr(os, "rename", raises)
+    with pytest.raises(KeyboardInterrupt):
+        package.write_package(out, {"model.onnx": b"new"}, {})
+    assert everything(out) == before

@@ -85,8 +85,8 @@ def test_the_summary_prefers_what_was_measured(result):
 
 
 def test_instructions_for_the_camera(result):
-    text = raspberry_pi.instructions(result)
+    text = raspberry_pi.instructions(result, packed=True)
     assert "imx500-package -i packerOut.zip" in text
     assert "p - 128" in text
     assert "--no-convert" not in text
-    assert "--no-convert" in raspberry_pi.instructions(dataclasses.replace(result, vendor=None))
+    assert "--no-convert" in raspberry_pi.instructions(result, packed=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.helper as oh
+import onnx.numpy_helper as onh
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +14,7 @@ from passes import contract as contracts
 from passes import graph as graphs
 from passes.contract import InputContract
 from passes.fold_input import FoldInput
-from passes.pipeline import FLOAT_TRANSFORMS, apply
+from passes.pipeline import FLOAT_TRANSFORMS, apply, apply_all
 from tests.graphs import model, node, op_types, relative_error, run
 
 LIMIT = 1e-5  # of the output range: what the issue allows float error to be
@@ -35,8 +38,11 @@ def assert_folds(built, contract: InputContract) -> list[str]:
     """Run before on normalised pixels and after on raw ones; returns the operators after."""
     q = pixels(contract)
     before = run(built, normalised(contract, q))
+    names = [value.name for value in built.graph.outputs]
     after, _ = apply(built, FOLD)
     assert graphs.read_contract(after).is_raw
+    onnx.checker.check_model(graphs.to_proto(after), full_check=True)
+    assert [value.name for value in after.graph.outputs] == names
     for reference, output in zip(before, run(after, q), strict=True):
         assert relative_error(reference, output) <= LIMIT
     return op_types(after)
@@ -221,3 +227,94 @@ def test_a_model_without_a_contract_is_refused():
     built = model([node("Relu", ["x"], ["y"])], {"x": [1, 3, 4, 4]}, ["y"])
     with pytest.raises(Exception, match="no input contract"):
         apply(built, FOLD)
+
+
+def test_two_pictures_of_one_shape_are_both_folded_and_another_shape_is_not():
+    """The contract is about inputs of its own shape; a larger second picture takes what it took before."""
+    contract = contracts.imagenet(8, 8)
+    weight = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
+    built = model(
+        [
+            node("Concat", ["a", "b"], ["ab"], axis=1),
+            node("Conv", ["large", "w"], ["y"], pads=[1, 1, 1, 1]),
+        ],
+        {"a": [1, 3, 8, 8], "b": [1, 3, 8, 8], "large": [1, 3, 12, 12]},
+        ["ab", "y"],
+        {"w": weight},
+        contract,
+    )
+    a, b = pixels(contract, 1), pixels(contract, 2)
+    large = np.random.default_rng(3).normal(size=(1, 3, 12, 12)).astype(np.float32)
+    before = run(built, normalised(contract, a), normalised(contract, b), large)
+    after, _ = apply(built, FOLD)
+    onnx.checker.check_model(graphs.to_proto(after), full_check=True)
+    for reference, output in zip(before, run(after, a, b, large), strict=True):
+        assert relative_error(reference, output) <= LIMIT
+
+
+def test_names_of_the_users_stay_theirs():
+    contract = contracts.imagenet(8, 8)
+    weight = np.random.default_rng(0).normal(size=(3, 3, 3, 3)).astype(np.float32)
+    built = model(
+        [
+            node("Conv", ["x", "w"], ["a"], name="y", pads=[1, 1, 1, 1]),
+            node("Relu", ["x"], ["b"], name="x.normalise"),
+            node("Add", ["a", "b"], ["out"], name="y.frame_h"),
+        ],
+        {"x": [1, 3, 8, 8]},
+        ["out"],
+        {"w": weight},
+        contract,
+    )
+    assert_folds(built, contract)
+    names = [n.name for n in built.graph]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight_shape"),
+    [([2, 3, 8, 8], (4, 3, 3, 3)), ([1, 3, "h", 8], (4, 3, 3, 3)), ([1, 3, 8], (4, 3, 3))],
+)
+def test_what_is_no_picture_is_left_to_the_rules(shape, weight_shape):
+    """Another batch, a symbolic size, rank 3: the check refuses them; the fold must not touch them."""
+    contract = contracts.imagenet(8, 8)
+    weight = np.random.default_rng(0).normal(size=weight_shape).astype(np.float32)
+    pads = [1] * (2 * (len(weight_shape) - 2))
+    built = model([node("Conv", ["x", "w"], ["y"], pads=pads)], {"x": shape}, ["y"], {"w": weight}, contract)
+    after, modified = apply(built, FOLD)
+    assert op_types(after) == ["Conv"]
+    assert modified  # the contract in the metadata
+
+
+@pytest.mark.parametrize("opset", [9, 11])
+def test_old_operator_sets_are_raised_first(opset):
+    grey = InputContract(3, 8, 8, "RGB", (0.01,) * 3, (-1.0,) * 3)
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    proto = oh.make_model(
+        oh.make_graph(
+            [
+                node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+                node("Clip", ["c"], ["y"], min=0.0, max=6.0)
+                if opset < 11
+                else node("Clip", ["c", "low", "high"], ["y"]),
+            ],
+            "old",
+            [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+            [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4, 8, 8])],
+            [onh.from_array(weight, "w")]
+            + (
+                []
+                if opset < 11
+                else [onh.from_array(np.float32(0), "low"), onh.from_array(np.float32(6), "high")]
+            ),
+        ),
+        opset_imports=[oh.make_opsetid("", opset)],
+        ir_version=6,
+    )
+    built = graphs.from_proto(proto)
+    graphs.write_contract(built, grey)
+    q = pixels(grey)
+    before = run(built, normalised(grey, q))[0]
+    after = apply_all(built)
+    assert after.opset_imports[""] == 17
+    assert relative_error(before, run(after, q)[0]) <= LIMIT

@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from passes import graph as graphs
 from passes.diagnostics import Severity
 from passes.imx500.check import check_operators
 from passes.imx500.limits import ACCEPTED_OPERATORS, CONVERTER, MAX_DEPTHWISE_KERNEL
+from passes.imx500.memory import forecast_memory
 from passes.imx500.rules import RULES
 from passes.imx500.rules.operators import REPLACEMENTS
 from tests.graphs import model, node
@@ -319,3 +322,27 @@ def test_an_output_that_no_input_reaches():
     nodes = [node("Relu", ["x"], ["y"]), node("Neg", ["c"], ["z"])]
     found = check_operators(model(nodes, {"x": [1, 3, 8, 8]}, ["y", "z"], {"c": w(1, 3)}))
     assert [(d.rule, d.found) for d in found] == [("imx500/output-constant", "output z is a constant")]
+
+
+def test_a_graph_without_shapes_is_judged_as_far_as_it_goes():
+    bad = built(conv(pads=[3, 3, 3, 3]))
+    for value in graphs.all_values(bad.graph):
+        if value.producer() is not None:
+            value.shape = None
+    assert [d.rule for d in check_operators(bad)] == ["imx500/conv-padding"]
+    forecast_memory(bad)
+
+
+LEGAL = ("Relu", "Sigmoid", "Softmax", "Neg", "Abs", "Sqrt", "GlobalAveragePool", "Identity", "HardSwish")
+ILLEGAL = ("Elu", "Softplus", "Reciprocal", "Log", "Sign", "Floor")
+
+
+@given(names=st.lists(st.sampled_from((*LEGAL, *ILLEGAL)), min_size=1, max_size=12))
+def test_there_is_a_violation_for_each_that_was_planted(names: list[str]):
+    nodes = [
+        node(name, [f"v{index}"], [f"v{index + 1}"], name=f"n{index}") for index, name in enumerate(names)
+    ]
+    network = model(nodes, {"v0": [1, 4, 8, 8]}, [f"v{len(names)}"])
+    planted = [f"n{index}" for index, name in enumerate(names) if name in ILLEGAL]
+    assert [d.node for d in check_operators(network)] == planted
+    assert forecast_memory(network).fits

@@ -1,0 +1,255 @@
+"""The memory forecast: its geometry, its schedule, and figures that the real converter reported."""
+
+from __future__ import annotations
+
+import io
+import time
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from passes import graph as graphs
+from passes.diagnostics import Severity
+from passes.imx500.check import check_operators
+from passes.imx500.limits import MEMORY_BUDGET
+from passes.imx500.macs import count_macs
+from passes.imx500.memory import forecast_memory
+from passes.imx500.schedule import Buffer, Layout, Schedule, Step, bytes_of, input_persistency
+from passes.imx500.weights import dense_kernel, is_polyphase
+from passes.pipeline import FLOAT_TRANSFORMS, apply_all
+from student.networks import PicoSAM2, PicoSAM3
+from tests.graphs import model, node
+
+TRANSFORMS = tuple(t for t in FLOAT_TRANSFORMS if t.name != "fold-input")
+
+
+def exported(network: torch.nn.Module, size: int = 96) -> ir.Model:
+    buffer = io.BytesIO()
+    picture = torch.zeros(1, 3, size, size)
+    torch.onnx.export(network.eval(), (picture,), buffer, dynamo=False, opset_version=17)
+    return apply_all(graphs.from_proto(onnx.load_from_string(buffer.getvalue())), TRANSFORMS)
+
+
+@pytest.fixture(scope="module")
+def student() -> ir.Model:
+    torch.manual_seed(0)
+    return exported(PicoSAM2())
+
+
+def test_the_student_as_the_converter_reports_it(student: ir.Model):
+    """imxconv-pt --memory-report of the quantized student: model 1,322,336, runtime 2,403,424 bytes."""
+    forecast = forecast_memory(student)
+    assert forecast.model_bytes == 1_322_336
+    assert forecast.runtime_bytes == 2_403_424
+    assert forecast.input_persistency_bytes == 31_744
+    assert forecast.total_bytes == 1_322_336 + 2_403_424 + 1_024
+    assert forecast.budget_bytes == 8_388_480
+    assert forecast.fits
+    assert forecast.diagnostics == ()
+    assert dict(forecast.exactness) == {
+        "model_bytes": "exact",
+        "runtime_bytes": "estimated",
+        "total_bytes": "estimated",
+    }
+
+
+def test_the_student_without_input_persistency(student: ir.Model):
+    """imxconv-pt --memory-report --no-input-persistency: runtime 2,371,680 bytes."""
+    forecast = forecast_memory(student, input_persistency=False)
+    assert forecast.runtime_bytes == 2_371_680
+    assert forecast.input_persistency_bytes == 0
+
+
+def test_the_rows_explain_the_sums(student: ir.Model):
+    forecast = forecast_memory(student)
+    assert sum(row.bytes for row in forecast.weights) == forecast.model_bytes
+    assert all(0 <= row.first_step <= row.last_step < len(forecast.steps) for row in forecast.tensors)
+    alive = [row.bytes for row in forecast.tensors if row.first_step <= forecast.peak_step <= row.last_step]
+    scratch = forecast.runtime_bytes - forecast.input_persistency_bytes - sum(alive)
+    assert scratch == 12_384  # of the depthwise convolution of 80 channels: (8 * 16 + 1) * 96
+    assert sorted(alive) == [589_824, 884_736, 884_736]
+
+
+def test_picosam3_is_legal_and_fits():
+    torch.manual_seed(0)
+    built = exported(PicoSAM3())
+    assert check_operators(built) == ()
+    assert forecast_memory(built).fits
+
+
+def test_check_and_forecast_take_milliseconds(student: ir.Model):
+    best = min(_seconds(student) for _ in range(3))
+    assert best < 0.1
+
+
+def _seconds(built: ir.Model) -> float:
+    started = time.perf_counter()
+    check_operators(built)
+    forecast_memory(built)
+    count_macs(built)
+    return time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [
+        (Layout.CHANNELS, 64 * 20 * 30),
+        (Layout.ROWS, 40 * 32 * 30),
+        (Layout.WIDE, 40 * 20 * 32),
+        (Layout.COLUMNS, 40 * 20 * 32),
+        (Layout.PACKED, 40 * 20 * 30),
+    ],
+)
+def test_layouts(layout: Layout, size: int):
+    assert bytes_of((40, 20, 30), layout) == size
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((3, 96, 96), 31_744), ((3, 31, 31), 4_096 + 3 * 32 * 32), ((16,), 4_128), ((2, 3, 32, 32), 10_240)],
+)
+def test_input_persistency(shape: tuple[int, ...], size: int):
+    """Figures of the oracle's cases of these input shapes."""
+    assert input_persistency(shape) == size
+
+
+@pytest.mark.parametrize(
+    ("inner", "out", "kernel", "strides", "size"),
+    [
+        (3, 48, (3, 3), (1, 1), 32 * 64 * 9),
+        (48, 48, (3, 3), (2, 2), 64 * 64 * 9),
+        (16, 16, (3, 3), (2, 2), 64 * 32 * 4),
+        (32, 32, (3, 3), (2, 2), 128 * 32 * 4),
+        (32, 64, (3, 3), (2, 2), 32 * 64 * 9),
+        (16, 16, (5, 5), (1, 1), 32 * 32 * 36),
+        (32, 32, (5, 5), (1, 1), 32 * 32 * 25),
+    ],
+)
+def test_dense_kernels(inner, out, kernel, strides, size):
+    """Kernels of 8 bits; each figure was read from a memory report."""
+    assert dense_kernel(inner, out, kernel, strides) == size
+
+
+def test_a_stride_of_one_has_no_phases():
+    assert not is_polyphase(16, 16, (3, 3), (1, 1))
+
+
+def w(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def chain(*channels: int, size: int = 16, kernel: int = 3) -> ir.Model:
+    """Convolutions with ReLU one behind the other, channels[0] -> channels[1] -> ..."""
+    nodes, constants = [], {}
+    for index, (inner, out) in enumerate(pairwise(channels)):
+        constants[f"k{index}"], constants[f"b{index}"] = w(out, inner, kernel, kernel), w(out)
+        source = "x" if index == 0 else f"r{index - 1}"
+        inputs = [source, f"k{index}", f"b{index}"]
+        nodes.append(node("Conv", inputs, [f"c{index}"], pads=[kernel // 2] * 4))
+        nodes.append(node("Relu", [f"c{index}"], [f"r{index}"]))
+    return model(nodes, {"x": [1, channels[0], size, size]}, [f"r{len(channels) - 2}"], constants)
+
+
+@pytest.mark.parametrize(
+    ("built", "model_bytes", "runtime_bytes"),
+    [
+        (chain(3, 32), 9_440, 22_016),
+        (chain(3, 32, 32, 32, 32), 37_664, 22_016),
+    ],
+    ids=["mem_chain1_c32k3", "mem_chain4_c32k3"],
+)
+def test_networks_of_the_oracle(built: ir.Model, model_bytes: int, runtime_bytes: int):
+    forecast = forecast_memory(built)
+    assert (forecast.model_bytes, forecast.runtime_bytes) == (model_bytes, runtime_bytes)
+
+
+def skip(channels: int, size: int) -> ir.Model:
+    """A convolution whose result is added to what a pool, a convolution and a resize make of it."""
+    nodes = [
+        node("Conv", ["x", "k0"], ["a"], pads=[1] * 4),
+        node("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "k1"], ["b"], pads=[1] * 4),
+        node(
+            "Resize",
+            ["b", "", "scales"],
+            ["u"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+        node("Add", ["a", "u"], ["s"]),
+        node("Conv", ["s", "k2"], ["y"]),
+    ]
+    constants = {
+        "k0": w(channels, 3, 3, 3),
+        "k1": w(channels, channels, 3, 3),
+        "k2": w(1, channels, 1, 1),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    return model(nodes, {"x": [1, 3, size, size]}, ["y"], constants)
+
+
+def test_a_skip_is_alive_until_it_is_added():
+    forecast = forecast_memory(skip(64, 32))
+    held = next(row for row in forecast.tensors if row.name == "a")
+    added = next(index for index, name in enumerate(forecast.steps) if name == "s")
+    assert held.last_step == added
+
+
+def test_what_does_not_fit_is_an_error_with_the_place_and_the_largest_tensors():
+    forecast = forecast_memory(skip(64, 256))
+    (error,) = forecast.diagnostics
+    assert not forecast.fits
+    assert not forecast.may_tile
+    assert error.rule == "imx500/memory"
+    assert error.severity is Severity.ERROR
+    assert f"{forecast.total_bytes:,} bytes" in error.found
+    assert f"{MEMORY_BUDGET:,}" in error.limit
+    assert forecast.steps[forecast.peak_step] in error.fix
+
+
+def test_a_chain_that_does_not_fit_may_be_tiled():
+    forecast = forecast_memory(chain(3, 64, 64, 1, size=384))
+    assert not forecast.fits
+    assert forecast.may_tile
+    assert [d.severity for d in forecast.diagnostics] == [Severity.WARNING]
+
+
+def test_a_chain_whose_output_does_not_fit_cannot_be_tiled():
+    forecast = forecast_memory(chain(3, 16, 4, size=1024))
+    assert not forecast.may_tile
+    assert [d.severity for d in forecast.diagnostics] == [Severity.ERROR]
+
+
+def test_weights_that_do_not_fit_are_named():
+    (error,) = forecast_memory(chain(3, 1024, 1024, size=8)).diagnostics
+    assert error.severity is Severity.ERROR
+    assert "weights" in error.fix
+
+
+def test_a_schedule_counts_what_is_alive():
+    """a (10) is read by both steps behind it, b (20) by the last, which needs 5 besides."""
+    a, b, c = (Buffer(None, name, size, Layout.PACKED) for name, size in (("a", 10), ("b", 20), ("c", 30)))
+    schedule = Schedule([Step("1", [], [a]), Step("2", [a], [b]), Step("3", [a, b], [c], scratch=5)])
+    schedule.settle()
+    assert schedule.live_bytes() == [10, 30, 65]
+
+
+@given(
+    channels=st.lists(st.integers(1, 70), min_size=1, max_size=5),
+    size=st.integers(1, 40),
+    kernel=st.sampled_from([1, 3, 5, 9]),
+)
+@settings(max_examples=60, deadline=None)
+def test_more_channels_never_take_less(channels: list[int], size: int, kernel: int):
+    small = forecast_memory(chain(3, *channels, size=size, kernel=kernel))
+    large = forecast_memory(chain(3, *(c + 32 for c in channels), size=size, kernel=kernel))
+    assert large.model_bytes >= small.model_bytes
+    assert small.runtime_bytes >= small.input_persistency_bytes
+    assert forecast_memory(chain(3, *channels, size=size, kernel=kernel)) == small
