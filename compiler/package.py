@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -142,13 +143,24 @@ def _swap(new: Path, out: Path) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Signals that end the program are delivered after the block."""
-    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    """Signals that end the program take effect after the block.
+
+    By handlers, not by a mask: a mask holds for one thread, and the libraries have threads of their own.
+    Python runs handlers in the main thread only, so in another thread there is nothing to wait for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in ending}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in caught:
+            signal.raise_signal(number)
 
 
 def _disk(out: Path, error: OSError) -> EnvironmentFault:

@@ -84,7 +84,17 @@ def _check_quantizer(node: ir.Node) -> Iterator[Diagnostic]:
             f"quantize to {8 if 8 in widths else widths[0]} bits",
         )
     threshold = node.attributes.get("threshold")
-    if not on_weights and threshold is not None:
+    if on_weights:
+        return
+    if threshold is None or threshold.type is not ir.AttributeType.FLOAT:
+        yield _finding(
+            "threshold",
+            node,
+            "no threshold" if threshold is None else f"threshold of type {threshold.type.name}",
+            "activation quantizers have one threshold, a float",
+            "export the quantized model again",
+        )
+    else:
         yield from _check_threshold(node, threshold.as_float())
 
 

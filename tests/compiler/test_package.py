@@ -125,7 +125,7 @@ def test_an_interrupt_between_the_renames_leaves_a_whole_package(tmp_path, monke
     def interrupted(source, target):
         real(source, target)
         if str(target).endswith(".old"):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
