@@ -159,8 +159,8 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in caught:
-            signal.raise_signal(number)
+        for arrived in caught:
+            signal.raise_signal(arrived)
 
 
 def _disk(out: Path, error: OSError) -> EnvironmentFault:
