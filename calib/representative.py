@@ -445,10 +445,18 @@ def _mask(record: _Record, index: int) -> NDArray[np.bool_]:
     from pycocotools import mask as codes
 
     segmentation = record.segmentations[index]
-    if isinstance(segmentation, list):
-        code = codes.merge(codes.frPyObjects(segmentation, record.height, record.width))
-    elif isinstance(segmentation["counts"], list):
-        code = codes.frPyObjects(segmentation, record.height, record.width)
-    else:
-        code = segmentation
-    return np.asarray(codes.decode(code)).astype(bool)
+    try:
+        if isinstance(segmentation, list):
+            code = codes.merge(codes.frPyObjects(segmentation, record.height, record.width))
+        elif isinstance(segmentation["counts"], list):
+            code = codes.frPyObjects(segmentation, record.height, record.width)
+        else:
+            code = segmentation
+        return np.asarray(codes.decode(code)).astype(bool)
+    except Exception as error:  # pycocotools raises bare Exceptions on what it cannot read
+        raise InputError(
+            f"annotation of {record.file.name}",
+            f"segmentation {str(segmentation)[:60]!r} is no polygon and no run-length code",
+            "COCO's polygons or RLE",
+            "correct or remove the annotation",
+        ) from error

@@ -222,3 +222,17 @@ def test_what_is_no_source_is_refused(tmp_path: Path, folder: Path) -> None:
     for picture in (empty / "train2017").iterdir():
         picture.unlink()
     assert "pictures cannot be read" in wrong(f"coco:{empty}")
+
+
+@pytest.mark.parametrize(
+    "broken", [[1, 2, 3], [[1, 2, 3]], {"counts": "no code", "size": [50, 60]}, {"size": [50, 60]}, "text"]
+)
+def test_a_broken_segmentation_names_its_picture(tmp_path: Path, broken: object) -> None:
+    coco(tmp_path, "train2017")
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = broken
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"\.jpg\.png: segmentation"):
+        load_representative(f"coco:{tmp_path}", centred(3, 24, 32), 5)
