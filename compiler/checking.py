@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx_ir as ir
-from passes.imx500.macs import count_macs
-from passes.imx500.memory import forecast_memory
 
 from compiler.result import CheckResult
 from passes.diagnostics import Diagnostic, Severity
 from passes.imx500.check import check_operators
+from passes.imx500.macs import count_macs
+from passes.imx500.memory import forecast_memory
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 

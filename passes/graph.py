@@ -82,7 +82,16 @@ def parse(data: bytes) -> ir.Model:
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    return ir.serde.serialize_model(model)
+    """ir.Model -> ModelProto; initializers get no value_info beside their own shape.
+
+    The converter transposes the weights of linear layers in place and then finds the second shape wrong.
+    """
+    proto = ir.serde.serialize_model(model)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    kept = [info for info in proto.graph.value_info if info.name not in stored]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    return proto
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from passes.explicit_pads import ExplicitPads
 from passes.fix_batch import FixBatch
 from passes.floor_pools import FloorPools
 from passes.fold_batchnorm import FoldBatchNorm
@@ -33,6 +34,7 @@ FLOAT_TRANSFORMS = (
     Transform("fix-batch", "a symbolic batch becomes 1", FixBatch),
     NAME,
     Transform("simplify", "constant folding and onnxsim's rewrites", Simplify),
+    Transform("explicit-pads", "auto_pad is written out", ExplicitPads),
     Transform("floor-pools", "ceil_mode goes where it changes nothing", FloorPools),
     Transform("fold-batchnorm", "batch norms go into the weights before them", FoldBatchNorm),
     Transform("fold-input", "the input normalisation goes into the network", FoldInput),

@@ -90,7 +90,7 @@ def _check_inputs(graph: ir.Graph) -> Iterator[Diagnostic]:
                 "input-dynamic",
                 f"shape {[dim if dim is not None else '?' for dim in shape]}",
                 "every axis but the batch is a fixed number",
-                "export without dynamic_axes for channels, height and width",
+                "export without dynamic_axes for channels, height and width, or give --input-size HxW",
             )
         if value.dtype not in (None, ir.DataType.FLOAT):
             yield _about_input(

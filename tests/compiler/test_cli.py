@@ -86,9 +86,8 @@ def test_the_pipeline_is_printed(capsys):
     assert cli.run(["compile", "--show-pipeline"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "floor-pools",
-        "fold-batchnorm", "fold-input",
-        "remove-dead",
+        "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "explicit-pads",
+        "floor-pools", "fold-batchnorm", "fold-input", "remove-dead",
         "check", "calibration", "quantize", "check-quantized", "agreement", "convert", "package",
     ]  # fmt: skip
 

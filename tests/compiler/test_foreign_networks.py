@@ -6,6 +6,9 @@ import json
 import zipfile
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from compiler import cli
 from tests.networks import FOREIGN, export, foreign
@@ -25,6 +28,31 @@ def test_compiles(name, tmp_path, capsys, monkeypatch):
     assert report["converter"]["fits"]
     with zipfile.ZipFile(out / "packerOut.zip") as archive:
         assert archive.testzip() is None
+
+
+class ConvNextBlock(nn.Module):
+    """LayerNorm and linear layers over the channels of a picture, as ConvNeXt has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(16), nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(x.permute(0, 2, 3, 1))
+        return x + self.narrow(functional.gelu(self.wide(y))).permute(0, 3, 1, 2)
+
+
+def test_linear_layers_over_the_channels_of_a_picture(tmp_path, capsys, monkeypatch):
+    """The weights reach the converter transposed; a second shape for them would make it refuse the file."""
+    monkeypatch.setenv("PICOSAM2_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    path = export(ConvNextBlock().eval(), tmp_path / "block.onnx", 32)
+    out = tmp_path / "package"
+    arguments = ["compile", str(path), "--out", str(out), "--memory-report-only", "--input", "unit"]
+    assert cli.run(arguments) == 0, capsys.readouterr().err
+    assert json.loads((out / "report.json").read_text())["agreement"]["outputs"][0]["snr_db"] > 20
 
 
 @pytest.mark.parametrize("size", [960, 1600])

@@ -93,8 +93,8 @@ def test_dead_nodes_and_constants_go():
 def test_the_order_of_the_pipeline():
     """Names first (diagnostics need them), batch norms before the input, dead code last."""
     assert [t.name for t in FLOAT_TRANSFORMS] == [
-        "raise-opset", "fix-batch", "name", "simplify", "floor-pools", "fold-batchnorm", "fold-input",
-        "remove-dead",
+        "raise-opset", "fix-batch", "name", "simplify", "explicit-pads", "floor-pools",
+        "fold-batchnorm", "fold-input", "remove-dead",
     ]  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""Write auto_pad as explicit pads, so that the other passes and the rules meet one spelling.
+
+ONNX: VALID is no padding; SAME pads each axis by max((ceil(n/s) - 1) s + (k - 1) d + 1 - n, 0) in total, the
+odd one at the end (SAME_UPPER) or at the beginning (SAME_LOWER).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from passes.graph import const_array, static_shape
+
+PADDED = ("Conv", "MaxPool", "AveragePool", "LpPool")
+
+
+class ExplicitPads(ir.passes.InPlacePass):
+    """auto_pad of convolutions and pools of a known size becomes pads."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in model.graph:
+            pads = explicit_pads(node)
+            if pads is not None:
+                del node.attributes["auto_pad"]
+                node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        left = [node.name for node in model.graph if explicit_pads(node) is not None]
+        if left:
+            raise ir.passes.PostconditionError(f"auto_pad that could be explicit: {left}")
+
+
+def explicit_pads(node: ir.Node) -> list[int] | None:
+    """The pads that auto_pad stands for, None where there is no auto_pad or the size is not known."""
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    if node.op_type not in PADDED or "auto_pad" not in node.attributes:
+        return None
+    if mode == "NOTSET":
+        return list(node.attributes.get_ints("pads", [])) or None
+    kernel = node.attributes.get_ints("kernel_shape", [])
+    if not kernel and node.op_type == "Conv" and (weight := const_array(node.inputs[1])) is not None:
+        kernel = list(weight.shape[2:])
+    sizes = (static_shape(node.inputs[0]) or ())[2:]
+    if not kernel or len(sizes) != len(kernel):
+        return None
+    if mode == "VALID":
+        return [0] * (2 * len(kernel))
+    strides = node.attributes.get_ints("strides", [1] * len(kernel))
+    dilations = node.attributes.get_ints("dilations", [1] * len(kernel))
+    begin, end = [], []
+    for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        if size is None:
+            return None
+        total = max((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+        small, large = total // 2, total - total // 2
+        begin.append(small if mode == "SAME_UPPER" else large)
+        end.append(large if mode == "SAME_UPPER" else small)
+    return [*begin, *end]
