@@ -34,6 +34,7 @@ from passes.graph import (
     module_of,
     real_inputs,
     to_proto,
+    unique_name,
 )
 
 HOLDER = "_activation_holder_quantizer"
@@ -139,14 +140,14 @@ def _rename(quantized: ir.Graph, graph: ir.Graph, origins: Mapping[str, str]) ->
     taken = {name for name in values.values() if name}
     nodes: set[str] = set()
     for node, origin in known.items():
-        node.name = _unique(_node_name(node, origin, computing.get(origin) is node), nodes)
+        node.name = unique_name(_node_name(node, origin, computing.get(origin) is node), nodes)
         if (source := floats.get(origin.name)) is not None and (module := module_of(source)):
             node.metadata_props[MODULE_KEY] = module
     for node in quantized:
         if node not in known:
             # Constants outside of any module, mostly: they belong to the node that reads them.
             reader = next((use.node for value in node.outputs for use in value.uses()), node)
-            node.name = _unique(f"{reader.name}/{node.op_type}", nodes)
+            node.name = unique_name(f"{reader.name}/{node.op_type}", nodes)
     wanted: dict[int, str] = {}
     for origin, node in computing.items():
         if not origin.part and origin.name in floats:
@@ -166,7 +167,7 @@ def _rename(quantized: ir.Graph, graph: ir.Graph, origins: Mapping[str, str]) ->
         if id(value) not in values:
             producer = value.producer()
             stem = f"{producer.name}_output_{value.index()}" if producer else value.name or "constant"
-            values[id(value)] = _unique(wanted.get(id(value), stem), taken)
+            values[id(value)] = unique_name(wanted.get(id(value), stem), taken)
     for suffix in (" ", ""):  # twice, because an old name may be another value's new one
         for value in list(all_values(quantized)):
             value.name = f"{values[id(value)]}{suffix}"
@@ -198,12 +199,3 @@ def _operands(node: ir.Node) -> Iterator[tuple[str, ir.Value]]:
                 yield "bias", value
             else:
                 yield "constant", value
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, count = name, 0
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}_{count}"
-    taken.add(candidate)
-    return candidate

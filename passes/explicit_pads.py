@@ -1,7 +1,7 @@
 """Write auto_pad as explicit pads, so that the other passes and the rules meet one spelling.
 
-ONNX: VALID is no padding; SAME pads each axis by max((ceil(n/s) - 1) s + (k - 1) d + 1 - n, 0) in total, the
-odd one at the end (SAME_UPPER) or at the beginning (SAME_LOWER).
+ONNX: VALID is no padding; SAME pads each axis by (ceil(n/s) - 1) s + (k - 1) d + 1 - n in total, the odd one at
+the end (SAME_UPPER) or at the beginning (SAME_LOWER).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ExplicitPads(ir.passes.InPlacePass):
 
 
 def explicit_pads(node: ir.Node) -> list[int] | None:
-    """The pads that auto_pad stands for, None where there is no auto_pad or the size is not known."""
+    """The pads that auto_pad stands for, None where there is no auto_pad, or where it does not say."""
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     if node.op_type not in PADDED or "auto_pad" not in node.attributes:
         return None
@@ -53,7 +53,9 @@ def explicit_pads(node: ir.Node) -> list[int] | None:
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         if size is None:
             return None
-        total = max((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+        total = (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size
+        if total < 0:
+            return None  # a stride above the kernel's extent: runtimes differ on what SAME then means
         small, large = total // 2, total - total // 2
         begin.append(small if mode == "SAME_UPPER" else large)
         end.append(large if mode == "SAME_UPPER" else small)

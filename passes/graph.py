@@ -126,12 +126,19 @@ def const_array(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def unique_name(name: str, taken: set[str]) -> str:
+    """`name`, with a number where it is taken; the result is added to `taken`."""
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; a number is appended where the name is taken."""
-    unique, count = name, 0
-    while unique in graph.initializers:
-        count += 1
-        unique = f"{name}_{count}"
+    unique = unique_name(name, set(graph.initializers))
     value = ir.val(unique, const_value=ir.tensor(array, name=unique))
     graph.register_initializer(value)
     return value

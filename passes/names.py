@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from passes.graph import MODULE_KEY, all_values
+from passes.graph import MODULE_KEY, all_values, unique_name
 
 
 class NameEverything(ir.passes.InPlacePass):
@@ -21,7 +21,7 @@ class NameEverything(ir.passes.InPlacePass):
         before = _signature(graph)
         taken: set[str] = set()
         for node in graph:
-            node.name = _unique(node.name or _after_output(node), taken)
+            node.name = unique_name(node.name or _after_output(node), taken)
             if MODULE_KEY not in node.metadata_props and (module := _module(node)):
                 node.metadata_props[MODULE_KEY] = module
         # Inputs, outputs and initializers are the graph's interface: they choose first and keep their names.
@@ -36,7 +36,7 @@ class NameEverything(ir.passes.InPlacePass):
                 continue
             producer = value.producer()
             base = value.name or (f"{producer.name}_output_{value.index()}" if producer else "value")
-            value.name = _unique(base, values)
+            value.name = unique_name(base, values)
         return ir.passes.PassResult(model, modified=_signature(graph) != before)
 
     def ensures(self, model: ir.Model) -> None:
@@ -79,15 +79,6 @@ def _after_output(node: ir.Node) -> str:
     """A node without a name is named after its first output, else after its operator."""
     first = node.outputs[0].name if node.outputs else None
     return f"{node.op_type}_{first}" if first else node.op_type
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, count = name, 0
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}_{count}"
-    taken.add(candidate)
-    return candidate
 
 
 def _signature(graph: ir.Graph) -> list[str | None]:
