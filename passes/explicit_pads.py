@@ -1,7 +1,7 @@
 """Write auto_pad as explicit pads, so that the other passes and the rules meet one spelling.
 
-ONNX: VALID is no padding; SAME pads each axis by (ceil(n/s) - 1) s + (k - 1) d + 1 - n in total, the odd one at
-the end (SAME_UPPER) or at the beginning (SAME_LOWER).
+ONNX: VALID is no padding; SAME pads each axis by (ceil(n/s) - 1) s + (k - 1) d + 1 - n in total, the odd one
+at the end (SAME_UPPER) or at the beginning (SAME_LOWER).
 """
 
 from __future__ import annotations
