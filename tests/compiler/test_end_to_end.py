@@ -112,7 +112,7 @@ def test_the_quantized_graph_compiles_again_as_it_is(shipped, tmp_path):
 
 
 def test_a_picosam3_checkpoint_of_the_authors(tmp_path):
-    """ImageNet normalisation, which our own checkpoint has not: the frame goes through MCT and the converter."""
+    """ImageNet normalisation, unlike our own: the frame goes through MCT and the converter."""
     torch.manual_seed(0)
     torch.save(dict(randomised(NETWORKS["picosam3"]()).state_dict()), tmp_path / "authors.pt")
     done = picosam2(
