@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from passes.graph import MODULE_KEY, all_values, unique_name
+from passes.graph import MODULE_KEY, all_values, is_quantized, unique_name
 
 
 class NameEverything(ir.passes.InPlacePass):
@@ -19,10 +19,11 @@ class NameEverything(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         before = _signature(graph)
+        quantized = is_quantized(model)  # its nodes are named after float nodes, not after torch modules
         taken: set[str] = set()
         for node in graph:
             node.name = unique_name(node.name or _after_output(node), taken)
-            if MODULE_KEY not in node.metadata_props and (module := _module(node)):
+            if not quantized and MODULE_KEY not in node.metadata_props and (module := _module(node)):
                 node.metadata_props[MODULE_KEY] = module
         # Inputs, outputs and initializers are the graph's interface: they choose first and keep their names.
         values: set[str] = set()
