@@ -1,14 +1,15 @@
-# A fresh machine needs Python 3.11 and nothing else: Java and the vendor's converter come as wheels.
+# A fresh machine needs Python 3.11 (with venv) and 7 GB of disk: Java and the converter come as wheels.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install compile test test-all lint bench clean
+.PHONY: install compile test test-slow test-all lint bench clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python found. Fix: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else \
 	  "Python %d.%d found, 3.11 needed (the tried versions need it). Fix: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
@@ -18,13 +19,15 @@ $(STAMP): pyproject.toml
 compile: install
 	$(BIN)/picosam2-compile student/checkpoints/picosam2.pt --target imx500 --out out/picosam2
 
-# The fast tests: a few minutes.
+# The fast tests: about a minute.
 test: install
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-# Everything, the vendor's tools included.
-test-all: install
-	$(BIN)/python -m pytest -q --durations=15
+# The slow ones: the vendor's tools and whole compiles, about 25 minutes.
+test-slow: install
+	$(BIN)/python -m pytest -q -m slow --durations=15
+
+test-all: test test-slow
 
 lint: install
 	$(BIN)/ruff check .

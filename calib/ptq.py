@@ -39,6 +39,8 @@ BATCH = 16
 
 RULE = "mct/refused"
 
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
 PTQ_VERSION = "mct-ptq-1"
 """Part of the key under which a result is cached: change it when this room's code changes the result."""
 
@@ -121,6 +123,13 @@ def mct_ptq(
                 "free some, or set TMPDIR to a folder with space",
             ) from error
         except Exception as error:  # MCT raises bare Exceptions, and torch its own kinds through it
+            if OUT_OF_MEMORY.search(str(error)):  # torch's allocator has no kind of its own
+                raise EnvironmentFault(
+                    "quantization",
+                    "the machine ran out of memory",
+                    "room for MCT",
+                    "free some, or --calib-count 16",
+                ) from error
             raise _refused(error, model, imported.names) from error
         quantized = load(path)
     if spread_out:

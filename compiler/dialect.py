@@ -22,13 +22,12 @@ from passes.graph import const_array, constant, from_proto, is_quantizer, to_pro
 
 WEIGHT_QUANTIZERS = ("WeightsSymmetricQuantizer", "WeightsPOTQuantizer")
 ACTIVATION_QUANTIZERS = ("ActivationPOTQuantizer",)
-INDEX_OPERATORS = ("ArgMax", "ArgMin")
 
 
 def activation_grid(node: ir.Node) -> Grid:
     """The grid of an activation quantizer: step = threshold / 2^(bits - signed).
 
-    Raises InputError for another kind of quantizer and for a threshold that is no power of two.
+    Raises InputError for another kind of quantizer and for a threshold that is no positive number.
     """
     if node.op_type not in ACTIVATION_QUANTIZERS:
         raise InputError(
@@ -38,7 +37,7 @@ def activation_grid(node: ir.Node) -> Grid:
             "quantize the activations with power-of-two thresholds",
         )
     try:
-        bits, signed = node.attributes.get_int("num_bits", 8), node.attributes.get_int("signed", 0) == 1
+        bits, signed = node.attributes.get_int("num_bits", 8), node.attributes.get_int("signed", 1) == 1
         threshold = float(node.attributes["threshold"].as_float())
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -47,15 +46,14 @@ def activation_grid(node: ir.Node) -> Grid:
             "num_bits and signed as integers, threshold as one float",
             "export the quantized model again",
         ) from error
-    mantissa, exponent = math.frexp(threshold)
-    if mantissa != 0.5:
+    if not (math.isfinite(threshold) and threshold > 0):
         raise InputError(
-            f"quantizer {node.name}",
-            f"threshold {threshold:g}",
-            "a power of two (the converter would round it up silently)",
-            "quantize the activations with power-of-two thresholds",
+            f"quantizer {node.name}", f"threshold {threshold:g}", "a positive number", "quantize it again"
         )
-    return Grid(exponent - 1 - (bits - int(signed)), bits, signed)
+    mantissa, exponent = math.frexp(threshold)
+    # The converter silently rounds a threshold up to a power of two (the check warns): so does this.
+    power = exponent - 1 if mantissa == 0.5 else exponent
+    return Grid(power - (bits - int(signed)), bits, signed)
 
 
 def output_grid(value: ir.Value) -> Grid | None:
@@ -63,12 +61,14 @@ def output_grid(value: ir.Value) -> Grid | None:
 
     Shape operators (Reshape, Transpose, ...) between the quantizer and the output change no integer.
     """
-    node = value.producer()
-    while node is not None and not is_quantizer(node):
-        if node.op_type in INDEX_OPERATORS or not node.inputs or node.inputs[0] is None:
+    current: ir.Value | None = value
+    while current is not None and (node := current.producer()) is not None:
+        if is_quantizer(node):
+            return activation_grid(node)
+        if node.op_type == "ArgMax" or (node.op_type == "TopK" and current.index() == 1):
             return None
-        node = node.inputs[0].producer()
-    return None if node is None else activation_grid(node)
+        current = node.inputs[0] if node.inputs else None
+    return None
 
 
 def quantized_weight(node: ir.Node) -> np.ndarray:

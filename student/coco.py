@@ -85,7 +85,7 @@ def load_crops(directory: Path, split: str, protocol: Protocol, margin: int = 0)
             if annotation.get("iscrowd", 0):
                 crowds += 1
                 continue
-            mask: Mask = coco.annToMask(annotation).astype(bool)
+            mask = _mask(coco, annotation, str(record["file_name"]))
             if not mask.any():
                 empty += 1
                 continue
@@ -145,6 +145,20 @@ def _annotations(path: Path) -> Any:
             "download it again",
         ) from error
     return coco
+
+
+def _mask(coco: Any, annotation: dict[str, Any], name: str) -> Mask:
+    """bool [H, W]; raises InputError naming the annotation where pycocotools cannot read it."""
+    try:
+        mask: Mask = coco.annToMask(annotation).astype(bool)
+    except Exception as error:  # pycocotools raises bare Exceptions
+        raise InputError(
+            f"annotation {annotation.get('id')} of {name}",
+            f"segmentation {str(annotation.get('segmentation'))[:60]!r} is no polygon and no run-length code",
+            "COCO's polygons or RLE",
+            "correct or remove the annotation",
+        ) from error
+    return mask
 
 
 def _read_picture(path: Path) -> Pixels | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from passes.graph import module_of
 from passes.imx500.geometry import (
+    behind,
     ceil_div,
     even,
     input_at,
@@ -113,7 +114,10 @@ def layer_bytes(layer: Layer, view: FloatView) -> int:
         case "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min":
             return _elementwise(layer)
         case "Concat":
-            return sum(_elements(v) + ELEMENTWISE for v in layer.main.inputs if is_constant(v))
+            # A constant read twice (the frame of a folded normalisation) is stored once.
+            constants = [v for v in layer.main.inputs if v is not None and is_constant(v)]
+            stored = {behind(v): round_up(_elements(v), 32) for v in constants}
+            return sum(stored.values()) + ELEMENTWISE * len(constants)
         case "Pow":
             return ELEMENTWISE
         case "Exp":
