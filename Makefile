@@ -23,7 +23,7 @@ compile: install
 test: install
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-# The slow ones: the vendor's tools and whole compiles, about 25 minutes.
+# The slow ones: the vendor's tools and whole compiles, about 17 minutes.
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow --durations=15
 

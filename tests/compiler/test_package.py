@@ -86,6 +86,9 @@ def test_free_names_empty_folders_and_packages_are_fine(tmp_path):
     package.require_writable(tmp_path / "empty", tmp_path / "model.pt")
     package.write_package(tmp_path / "package", FILES, {})
     package.require_writable(tmp_path / "package", tmp_path / "model.pt")
+    # asking leaves no trace: nothing was made, and the package is as it was
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "package"]
+    assert set(everything(tmp_path / "package")) == {*FILES, "manifest.json"}
 
 
 def test_a_parent_that_is_a_file(tmp_path):
