@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import TyperException
 
+from compiler.student_cli import evaluate_command, teach_command, train_command
 from passes.diagnostics import Diagnostic
 from passes.errors import (
     EnvironmentFault,
@@ -236,6 +237,11 @@ def rules_command() -> None:
     typer.echo(operators_page(), nl=False)
 
 
+app.command("teach")(teach_command)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+
+
 def main() -> None:
     """Console script `picosam2`."""
     sys.exit(run(sys.argv[1:]))
@@ -361,3 +367,7 @@ def _print_rows(rows: list[tuple[str, str]], echo: Callable[[str], object]) -> N
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         echo(f"{name:<{width}}  {text}")
+
+
+if __name__ == "__main__":  # accelerate launch -m compiler.cli, torchrun -m compiler.cli
+    main()

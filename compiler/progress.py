@@ -86,3 +86,54 @@ class Progress:
 
     def _prefix(self) -> str:
         return f"[{self._count:2d}/{self._steps}] {self._name:<15}"
+
+
+class Counting:
+    """`with Counting("teach") as count`: `count(done, total, text)` as often as one likes.
+
+    On a terminal a bar with the time left; elsewhere a line when `text` changes, at most every
+    `SECONDS_BETWEEN_LINES`, and at the end.
+    """
+
+    SECONDS_BETWEEN_LINES = 30.0
+
+    def __init__(self, name: str, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._name, self._quiet, self._stream = name, quiet, stream or sys.stderr
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._said = ""
+        self._when = float("-inf")
+
+    def __enter__(self) -> Counting:
+        if not self._quiet and self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        if self._quiet:
+            return
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=f"{self._name}  {text}")
+            return
+        now = time.monotonic()
+        if done == total or (text != self._said and now - self._when > self.SECONDS_BETWEEN_LINES):
+            print(f"{self._name} {done}/{total}  {text}".rstrip(), file=self._stream, flush=True)
+            self._said, self._when = text, now

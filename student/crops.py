@@ -15,6 +15,7 @@ same, for comparing with their numbers (with it their stored predictions give th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,15 +101,35 @@ def window(protocol: Protocol, mask: Mask, box: Box | None = None) -> Window:
     return Window(round(top + (height - side) / 2), round(left + (width - side) / 2), side)
 
 
+def shown(protocol: Protocol, mask: Mask, box: Box | None = None) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the picture's rectangle that fills the crop.
+
+    It is the window, which may leave the picture, or with `clip` the part of the picture that is stretched
+    over the whole crop. Arguments as for `window`.
+    """
+    place = window(protocol, mask, box)
+    if protocol.border != "clip":
+        return place.top, place.left, place.side, place.side
+    top, left = max(place.top, 0), max(place.left, 0)
+    return top, left, min(place.side, mask.shape[0] - top), min(place.side, mask.shape[1] - left)
+
+
 def cut(plane: Pixels, place: Window, pad_value: int) -> Pixels:
     """The window's pixels, uint8 [side, side] or [side, side, C], `pad_value` where it leaves the picture."""
-    out = np.full((place.side, place.side, *plane.shape[2:]), pad_value, np.uint8)
-    height, width = plane.shape[:2]
-    top, left = max(place.top, 0), max(place.left, 0)
-    bottom, right = min(place.top + place.side, height), min(place.left + place.side, width)
-    if bottom > top and right > left:
-        out[top - place.top : bottom - place.top, left - place.left : right - place.left] = plane[
-            top:bottom, left:right
+    pixels: Pixels = cut_rectangle(plane, place.top, place.left, place.side, place.side, pad_value)
+    return pixels
+
+
+def cut_rectangle(
+    plane: NDArray[Any], top: int, left: int, height: int, width: int, fill: float
+) -> NDArray[Any]:
+    """A rectangle of a plane [H, W] or [H, W, C] of any dtype; `fill` where it leaves the plane."""
+    out = np.full((height, width, *plane.shape[2:]), fill, plane.dtype)
+    first_row, first_column = max(top, 0), max(left, 0)
+    last_row, last_column = min(top + height, plane.shape[0]), min(left + width, plane.shape[1])
+    if last_row > first_row and last_column > first_column:
+        out[first_row - top : last_row - top, first_column - left : last_column - left] = plane[
+            first_row:last_row, first_column:last_column
         ]
     return out
 

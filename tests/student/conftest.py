@@ -1,4 +1,4 @@
-"""Where the real data set lies, and a small synthetic one in COCO's format."""
+"""Where the real data set lies, and small synthetic ones in the formats of COCO and LVIS."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as rle
+
+from student.cropset import CropSet
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +33,10 @@ def real_data() -> Path:
 
 @pytest.fixture
 def synthetic_coco(tmp_path: Path) -> Path:
+    return write_coco(tmp_path)
+
+
+def write_coco(tmp_path: Path) -> Path:
     """A COCO folder: 6 pictures of 120 x 140 with two bright squares each, plus a crowd and an empty mask."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
@@ -67,3 +73,60 @@ def _annotation(number: int, picture_id: int, mask: np.ndarray) -> dict[str, obj
         "area": float(mask.sum()),
         "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
     }
+
+
+@pytest.fixture
+def synthetic_lvis(tmp_path: Path) -> Path:
+    """A folder with both versions of LVIS over the same 4 pictures of 90 x 100 (JPEG, one triangle each).
+
+    lvis_v0.5_val.json names pictures as COCO 2014 did; annotations/lvis_v1_val.json names none. Pictures 1
+    and 2 are in val2017, 3 in train2017, 4 in train2017 of a COCO folder beside.
+    """
+    folder = tmp_path / "lvis"
+    homes = {1: folder / "val2017", 2: folder / "val2017", 3: folder / "train2017"}
+    homes[4] = tmp_path / "coco" / "train2017"
+    images, annotations = [], []
+    for number, home in homes.items():
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((90, 100, 3), 40 * number, np.uint8)).save(home / f"{number:012d}.jpg")
+        images.append({"id": number, "height": 90, "width": 100})
+        corners = [10.0, 10.0, 50.0, 10.0, 10.0, 40.0 + number]
+        annotations.append(
+            {
+                "id": 10 * number,
+                "image_id": number,
+                "category_id": 7,
+                "bbox": [10.0, 10.0, 40.0, 30.0 + number],
+                "area": 20.0 * (30 + number),
+                "segmentation": [corners],
+            }
+        )
+    categories = [{"id": 7, "name": "sail"}]
+    older = [image | {"file_name": f"COCO_val2014_{image['id']:012d}.jpg"} for image in images]
+    newer = [
+        image | {"coco_url": f"http://example.org/{homes[image['id']].name}/{image['id']:012d}.jpg"}
+        for image in images
+    ]
+    (folder / "annotations").mkdir()
+    for file, records in (("lvis_v0.5_val.json", older), ("annotations/lvis_v1_val.json", newer)):
+        content = {"images": records, "annotations": annotations, "categories": categories}
+        (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def crop_set(masks: np.ndarray, picture_ids: list[int]) -> CropSet:
+    """Crops, bool [N, S, S], that are whole pictures showing their masks as 200 on 50."""
+    count, size = masks.shape[:2]
+    return CropSet(
+        pictures=np.repeat(np.where(masks, 200, 50).astype(np.uint8)[..., None], 3, axis=3),
+        masks=masks,
+        picture_ids=np.array(picture_ids, np.int64),
+        annotation_ids=np.arange(1, count + 1, dtype=np.int64),
+        category_ids=np.ones(count, np.int64),
+        areas=masks.sum(axis=(1, 2)).astype(np.float64),
+        competing=np.zeros(count, np.int64),
+        shown=np.tile(np.array([0, 0, size, size], np.int64), (count, 1)),
+        sizes=np.full((count, 2), size, np.int64),
+        crowds=0,
+        empty=0,
+    )

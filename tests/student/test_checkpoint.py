@@ -17,9 +17,10 @@ from torch import nn
 from passes.contract import centred
 from passes.errors import ExitCode, InputError
 from student.checkpoint import load_checkpoint, save_checkpoint
-from student.coco import load_crops
 from student.crops import POINT_NATIVE_96
+from student.cropset import load_crops
 from student.evaluate import evaluate, predictor
+from student.instances import load_instances
 from student.networks import NETWORKS, PicoSAM2
 
 CONTRACT = centred(3, 96, 96)
@@ -234,7 +235,7 @@ def test_the_shipped_checkpoint_is_what_its_card_says() -> None:
 def test_the_shipped_checkpoint_reaches_its_numbers(real_data: Path) -> None:
     checkpoint = load_checkpoint(SHIPPED)
     card = json.loads(SHIPPED.with_suffix(".json").read_text())
-    crops = load_crops(real_data / "coco", "val2017", POINT_NATIVE_96)
+    crops = load_crops(load_instances(f"coco:{real_data / 'coco'}"), POINT_NATIVE_96)
     ious = evaluate(predictor(checkpoint.build(), CONTRACT), crops)
     stated = card["evaluation"]["point-native-96"]["model"]["miou"]
     assert ious.mean() == pytest.approx(stated["mean"], abs=5e-4)

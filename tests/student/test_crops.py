@@ -18,6 +18,7 @@ from student.crops import (
     crop,
     cut,
     prompt_point,
+    shown,
     window,
 )
 
@@ -112,3 +113,11 @@ def test_a_clipped_crop_has_no_margin() -> None:
 
 def test_a_window_far_outside_is_all_padding() -> None:
     assert (cut(np.zeros((10, 10), np.uint8), Window(500, -700, 4), 9) == 9).all()
+
+
+def test_what_a_crop_shows() -> None:
+    corner = square(150, 180, 139, 169, 11)  # prompt (144, 174)
+    assert shown(POINT_NATIVE_96, corner) == (96, 126, 96, 96)
+    assert shown(POINT_NATIVE_96_CLIP, corner) == (96, 126, 54, 54)
+    assert shown(POINT_NATIVE_96_CLIP, square(150, 180, 0, 3, 10)) == (0, 0, 96, 96)
+    assert shown(ROI_PAD10, square(400, 400, 30, 40, 20)) == (28, 38, 24, 24)

@@ -9,44 +9,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from passes.contract import centred
 from passes.errors import InputError
 from student import train as training
-from student.checkpoint import load_checkpoint
-from student.coco import CropSet, load_crops
-from student.crops import POINT_NATIVE_96
+from student.augment import NONE
+from student.checkpoint import load_checkpoint, save_checkpoint
+from student.instances import load_instances
+from student.networks import PicoSAM2, PicoSAM3
+from student.recipe import Recipe
+from student.samples import SampleStream
 from student.train import (
-    Recipe,
-    batch_of,
-    bce_dice,
+    CARD,
+    CHECKPOINT,
+    STATE,
+    TrainingData,
+    computes_in_bfloat16,
     learning_rate,
-    main,
-    split_by_picture,
     train,
-    without_margin,
+    training_data,
+    unlabelled_per_step,
 )
 
-CONTRACT = centred(3, 96, 96)
-SHORT = Recipe(steps=6, batch=2, warmup=2, held_out=6)
+SHORT = Recipe(loss="labels", steps=6, batch=2, warmup=2, held_out=6, points=3)
 
 
 @pytest.fixture
-def crops(synthetic_coco: Path) -> CropSet:
-    return load_crops(synthetic_coco, "train2017", POINT_NATIVE_96, margin=SHORT.jitter)
+def data(synthetic_coco: Path) -> TrainingData:
+    return training_data(SHORT, load_instances(f"coco:{synthetic_coco}", "train2017"))
 
 
-def weights(outcome: training.Outcome) -> bytes:
-    return b"".join(t.contiguous().numpy().tobytes() for t in outcome.network.state_dict().values())
-
-
-def test_the_loss_of_known_predictions() -> None:
-    masks = torch.zeros(2, 1, 4, 4)
-    masks[:, :, :2] = 1.0
-    sure = (masks * 2 - 1) * 50
-    assert bce_dice(sure, masks).item() == pytest.approx(0.0, abs=1e-6)
-    dice = (2 * 4.0 + 1) / (8 + 8 + 1)
-    assert bce_dice(torch.zeros_like(masks), masks).item() == pytest.approx(np.log(2) + 1 - dice, abs=1e-6)
+def weights(directory: Path) -> bytes:
+    return (directory / CHECKPOINT).read_bytes()
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -59,38 +54,35 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[-1] < 1e-3
 
 
-def test_an_epoch_shows_every_crop_once() -> None:
-    recipe = Recipe(batch=5)
-    seen = [index for step in range(7) for index in training._indices(recipe, 7, step)]
-    for epoch in range(5):
-        assert sorted(seen[7 * epoch : 7 * (epoch + 1)]) == list(range(7))
-    assert seen[:7] != seen[7:14]
+def test_the_share_of_unlabelled_samples_falls() -> None:
+    counts = unlabelled_per_step(Recipe(steps=400, batch=16, unlabelled_first=0.5, unlabelled_last=0.0))
+    assert counts.shape == (400,)
+    assert (counts[0], counts[-1]) == (8, 0)
+    assert 0 <= counts.min() <= counts.max() <= 8
+    assert counts.sum() == pytest.approx(400 * 16 * 0.25, abs=1)
+    rare = unlabelled_per_step(Recipe(steps=100, batch=2, unlabelled_first=0.1, unlabelled_last=0.1))
+    assert (rare.sum(), rare.max()) == (20, 1)
 
 
-def test_augmentation_keeps_the_prompt_in_the_object(crops: CropSet) -> None:
-    for step in range(20):
-        pixels, masks = batch_of(SHORT, crops, step)
-        assert pixels.shape == (2, 3, 96, 96)
-        assert 0.0 <= pixels.min() <= pixels.max() <= 255.0
-        assert (masks[:, 0, 48, 48] | masks[:, 0, 48, 47]).all()  # a flip moves the centre by one pixel
+def test_held_out_pictures_are_not_trained_on(synthetic_coco: Path) -> None:
+    recipe = replace(SHORT, held_out=3)
+    split = training_data(recipe, load_instances(f"coco:{synthetic_coco}", "train2017"))
+    assert set(split.held_out.picture_ids.tolist()) == {1, 4}
+    assert {record.id for record in split.records} == {2, 3, 5, 6}
+    assert (split.crowds, split.empty) == (1, 1)
 
 
-def test_held_out_pictures_are_not_trained_on(crops: CropSet) -> None:
-    kept, held = split_by_picture(crops, 3)
-    assert set(held.picture_ids.tolist()) == {1, 4}
-    assert set(kept.picture_ids.tolist()) == {2, 3, 5, 6}
-    assert len(kept) + len(held) == len(crops)
+def test_training_needs_two_pictures_and_distillation_a_cache(synthetic_coco: Path) -> None:
+    whole = load_instances(f"coco:{synthetic_coco}", "train2017")
+    with pytest.raises(InputError, match="two or more"):
+        training_data(SHORT, replace(whole, pictures=whole.pictures[:1]))
+    with pytest.raises(InputError, match="no teacher cache"):
+        training_data(replace(SHORT, loss="soft"), whole)
 
 
-def test_without_margin_is_the_protocols_crop(synthetic_coco: Path, crops: CropSet) -> None:
-    plain = load_crops(synthetic_coco, "train2017", POINT_NATIVE_96)
-    inner = without_margin(crops, SHORT.jitter)
-    assert np.array_equal(inner.pictures, plain.pictures)
-    assert np.array_equal(inner.masks, plain.masks)
-
-
-def test_the_loss_falls(crops: CropSet) -> None:
-    outcome = train(Recipe(steps=20, batch=4, warmup=4, held_out=6, ema=0.8), crops, CONTRACT)
+def test_the_loss_falls(data: TrainingData, tmp_path: Path) -> None:
+    recipe = replace(SHORT, steps=20, batch=4, warmup=4, ema=0.8, points=20, augmentation=NONE)
+    outcome = train(recipe, data, tmp_path / "run", cpu=True)
     first, last = outcome.curve[0], outcome.curve[-1]
     assert (first.step, last.step) == (1, 20)
     assert last.loss < 0.6 * first.loss
@@ -109,79 +101,123 @@ def test_the_average_moves_by_one_minus_decay() -> None:
     assert state["num_batches_tracked"].item() == 7
 
 
-def test_a_run_repeats_itself_and_depends_on_its_seed(crops: CropSet) -> None:
-    once = train(SHORT, crops, CONTRACT)
-    again = train(SHORT, crops, CONTRACT)
-    other = train(replace(SHORT, seed=1), crops, CONTRACT)
-    assert weights(once) == weights(again)
+def test_a_run_repeats_itself_and_depends_on_its_seed(data: TrainingData, tmp_path: Path) -> None:
+    once = train(SHORT, data, tmp_path / "1", cpu=True)
+    again = train(SHORT, data, tmp_path / "2", cpu=True, workers=3)
+    train(replace(SHORT, seed=1), data, tmp_path / "3", cpu=True)
+    assert weights(tmp_path / "1") == weights(tmp_path / "2")
     assert once.curve == again.curve
-    assert weights(once) != weights(other)
+    assert weights(tmp_path / "1") != weights(tmp_path / "3")
+
+
+def test_what_a_run_leaves(data: TrainingData, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    run = tmp_path / "new" / "run"
+    outcome = train(SHORT, data, run, cpu=True, on_progress=lambda *told: seen.append(told))
+    assert load_checkpoint(run / CHECKPOINT).contract == centred(3, 96, 96)
+    card = json.loads((run / CARD).read_text())
+    assert card["recipe"]["steps"] == 6
+    assert card["data"]["annotated_samples"] == 10
+    assert card["data"]["held_out_samples"] == 2
+    assert card["chosen"] == max(card["curve"], key=lambda point: (point["held_out_miou"], point["step"]))
+    assert card["chosen"]["step"] == outcome.chosen.step
+    assert Image.open(run / "predictions.png").size == (8 * 192, 192)
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert [told[:2] for told in seen] == [(step, 6) for step in range(1, 7)]
+    assert "held-out mIoU" in seen[-1][2]
+    assert not list(run.glob("*.part"))
+
+
+def test_the_best_point_is_kept(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out scores 0.9 and then worse: the weights after the first point are saved, unless told not to."""
+    first = train(replace(SHORT, steps=2, points=1), data, tmp_path / "first", cpu=True)
+    assert first.chosen.step == 2
+
+    def judged(run: Path, *, select: bool) -> training.Outcome:
+        scores = iter([0.9, 0.5, 0.4])
+        monkeypatch.setattr(training, "evaluate", lambda *_: np.array([next(scores)]))
+        return train(replace(SHORT, select=select), data, run, cpu=True)
+
+    assert judged(tmp_path / "best", select=True).chosen.step == 2
+    assert judged(tmp_path / "last", select=False).chosen.step == 6
+    assert weights(tmp_path / "best") != weights(tmp_path / "last")
 
 
 def test_an_interrupted_run_ends_the_same(
-    crops: CropSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(SHORT, crops, CONTRACT)
+    whole = train(SHORT, data, tmp_path / "whole", cpu=True)
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    state = tmp_path / "run.state"
+    made = SampleStream.batch_at
 
-    def interrupted(recipe: Recipe, data: CropSet, step: int) -> object:
+    def interrupted(self: SampleStream, step: int, *rest: object) -> object:
         if step == 4:
             raise KeyboardInterrupt
-        return batch_of(recipe, data, step)
+        return made(self, step, *rest)  # type: ignore[arg-type]
 
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "batch_of", interrupted)
+        patch.setattr(SampleStream, "batch_at", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(SHORT, crops, CONTRACT, state)
-    assert torch.load(state, weights_only=True)["step"] == 4
-    resumed = train(SHORT, crops, CONTRACT, state)
-    assert weights(resumed) == weights(whole)
+            train(SHORT, data, run, cpu=True)
+    assert torch.load(run / STATE, weights_only=True)["step"] in (3, 4)
+    resumed = train(SHORT, data, run, cpu=True)
+    assert weights(run) == weights(tmp_path / "whole")
     assert resumed.curve == whole.curve
+    again = train(SHORT, data, run, cpu=True)  # a finished run has nothing left to do
+    assert again.curve == whole.curve
+    assert weights(run) == weights(tmp_path / "whole")
 
 
-def test_a_state_of_another_recipe_or_a_broken_one(crops: CropSet, tmp_path: Path) -> None:
-    state = tmp_path / "run.state"
-    train(Recipe(steps=1, batch=2, held_out=6), crops, CONTRACT, state)
-    with pytest.raises(InputError, match="another steps, seed"):
-        train(Recipe(steps=2, batch=2, held_out=6, seed=5), crops, CONTRACT, state)
-    state.write_bytes(b"broken")
-    with pytest.raises(InputError, match="no readable run"):
-        train(SHORT, crops, CONTRACT, state)
+def test_starting_from_a_checkpoint(data: TrainingData, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    start = tmp_path / "start.pt"
+    save_checkpoint(start, PicoSAM2(), centred(3, 96, 96))
+    train(SHORT, data, tmp_path / "run", cpu=True, start_from=start)
+    train(SHORT, data, tmp_path / "other", cpu=True)
+    assert weights(tmp_path / "run") != weights(tmp_path / "other")
+    with pytest.raises(InputError, match="another --start-from"):
+        train(SHORT, data, tmp_path / "run", cpu=True)
+    save_checkpoint(start, PicoSAM3(), centred(3, 96, 96))
+    with pytest.raises(InputError, match="weights of picosam3"):
+        train(SHORT, data, tmp_path / "third", cpu=True, start_from=start)
 
 
-def test_the_command_line(synthetic_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "student.pt"
-    given = ["--data", str(synthetic_coco), "--steps", "2", "--batch", "2", "--seed", "4", "--out", str(out)]
-    assert main(given) == 0
-    printed = capsys.readouterr()
-    summary = json.loads(printed.out)
-    assert summary["recipe"]["seed"] == 4
-    assert (summary["crops"], summary["pictures"]) == (12, 6)
-    assert "step 2/2" in printed.err
-    assert load_checkpoint(out).contract == CONTRACT
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"--data": "missing"}, "no such file"),
-        ({"--out": "missing/student.pt"}, "cannot be written"),
-        ({"--steps": "0"}, "0 steps"),
-    ],
-)
-def test_bad_options_end_in_one_line(
-    synthetic_coco: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    changed: dict[str, str],
-    message: str,
+def test_hints_change_the_run_and_leave_the_checkpoints_names(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = {"--data": str(synthetic_coco), "--out": "student.pt", "--steps": "2"} | changed
-    assert main([word for pair in options.items() for word in pair]) == 1
-    printed = capsys.readouterr()
-    assert message in printed.err
-    assert printed.err.count("\n") == 1
-    assert not (tmp_path / "student.pt").exists()
+    grid = np.random.default_rng(0).standard_normal((256, 64, 64)).astype(np.float16)
+    monkeypatch.setattr("student.samples.read_embedding", lambda folder, picture: grid)
+    train(SHORT, data, tmp_path / "plain", cpu=True)
+    train(SHORT, data, tmp_path / "hinted", cpu=True, embeddings=tmp_path)
+    plain, hinted = (load_checkpoint(tmp_path / run / CHECKPOINT) for run in ("plain", "hinted"))
+    assert list(plain.state_dict) == list(hinted.state_dict)
+    assert weights(tmp_path / "plain") != weights(tmp_path / "hinted")
+    with pytest.raises(InputError, match="another --embeddings"):
+        train(SHORT, data, tmp_path / "hinted", cpu=True)
+
+
+def test_a_state_of_another_recipe_or_a_broken_one(data: TrainingData, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    short = replace(SHORT, steps=1)
+    train(short, data, run, cpu=True)
+    with pytest.raises(InputError, match="another steps, seed"):
+        train(replace(short, steps=2, seed=5), data, run, cpu=True)
+    (run / STATE).write_bytes(b"broken")
+    with pytest.raises(InputError, match="no readable run"):
+        train(short, data, run, cpu=True)
+
+
+def test_a_run_directory_that_cannot_be(data: TrainingData, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        train(SHORT, data, tmp_path / "file" / "run", cpu=True)
+
+
+def test_precision_as_told_or_as_the_hardware_has_it() -> None:
+    cpu = torch.device("cpu")
+    assert computes_in_bfloat16(Recipe(precision="bf16"), cpu)
+    assert not computes_in_bfloat16(Recipe(precision="fp32"), cpu)
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    expected = "avx512_bf16" in flags or "amx_tile" in flags
+    assert computes_in_bfloat16(Recipe(), cpu) == expected

@@ -1,0 +1,141 @@
+"""Training throughput: this project's loop against the PicoSAM2 authors' way, in one run on this machine.
+
+    python -m benchmarks.train_throughput --data COCO_DIR [--samples 160] [--threads 1] [--repeats 3]
+
+Both train the same network on the same real instances, without a teacher. The authors' way, after their
+published script: each sample opens its picture anew, decodes its mask from the annotation, clips and resizes
+the crop; float32, channels first, AdamW, BCE + Dice + MSE, batch 8. Ours: decoded pictures are kept, samples
+are prepared in a thread beside the step, with augmentation; bfloat16 where the hardware has it.
+The two take turns; a rate is samples per second of wall time, the median of the repeats. Ours is also given
+with every picture decoded once per epoch, which is the one compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch.nn import functional
+
+from passes.contract import centred
+from student.crops import PROTOCOLS, crop
+from student.evaluate import normalise
+from student.instances import load_instances
+from student.losses import dice
+from student.networks import PicoSAM2
+from student.recipe import Recipe
+from student.samples import SampleStream
+from student.train import computes_in_bfloat16, loss_of
+
+AUTHORS_BATCH = 8
+
+
+def authors_way(coco: COCO, folder: Path, annotations: list[int], network: torch.nn.Module) -> None:
+    """One pass over `annotations` as the authors' script does it."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
+    protocol = PROTOCOLS["point-native-96-clip"]
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    for first in range(0, len(annotations), AUTHORS_BATCH):
+        pictures, masks = [], []
+        for number in annotations[first : first + AUTHORS_BATCH]:
+            annotation = coco.anns[number]
+            record = coco.imgs[annotation["image_id"]]
+            pixels = np.asarray(Image.open(folder / record["file_name"]).convert("RGB"))
+            inside = coco.annToMask(annotation).astype(bool)
+            pixels, inside = crop(protocol, pixels, inside, annotation["bbox"])
+            pictures.append(torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255.0)))
+            masks.append(torch.from_numpy(inside[None].astype(np.float32)))
+        logits = network((torch.stack(pictures) - mean) / deviation)
+        target = torch.stack(masks)
+        probabilities = torch.sigmoid(logits)
+        loss = (
+            functional.binary_cross_entropy_with_logits(logits, target) + dice(probabilities, target).mean()
+        )
+        loss = loss + functional.mse_loss(probabilities, target)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def our_way(stream: SampleStream, recipe: Recipe, steps: range, network: torch.nn.Module) -> None:
+    """The steps of student.train, without accelerate, EMA and scoring."""
+    contract = centred(3, 96, 96)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, fused=True)
+    bfloat16 = computes_in_bfloat16(recipe, torch.device("cpu"))
+    rows = slice(0, recipe.batch)
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(stream.batch_at, steps[0], rows)
+        for step in steps:
+            batch = coming.result()
+            coming = ahead.submit(stream.batch_at, step + 1, rows)
+            inputs = normalise(batch.pixels, contract).to(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                logits = network(inputs)
+            loss = loss_of(recipe, logits.float(), batch.targets)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_norm)
+            optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="COCO folder with train2017")
+    parser.add_argument("--samples", type=int, default=160, help="samples per measurement")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    data = load_instances(f"coco:{options.data}", "train2017")
+    coco = COCO(str(options.data / "annotations/instances_train2017.json"))
+    shuffled = np.random.default_rng(0).permutation(
+        [instance.annotation_id for record in data.pictures for instance in record.instances]
+    )
+    steps = options.samples // Recipe.batch
+    recipe = Recipe(loss="labels", steps=(options.repeats + 2) * steps + 2)
+    nothing = np.zeros(recipe.steps, np.int64)
+    stream = SampleStream(
+        data.pictures, PROTOCOLS[recipe.protocol], None, recipe.augmentation, nothing, recipe.batch, 0, 4096
+    )
+    started = time.perf_counter()
+    for index in range(len(data.pictures)):
+        stream.shelf.material(index)
+    decoding = time.perf_counter() - started
+    theirs, ours = PicoSAM2().train(), PicoSAM2().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    folder = options.data / "train2017"
+    authors_way(coco, folder, [int(i) for i in shuffled[:16]], theirs)
+    our_way(stream, recipe, range(2), ours)
+    rates: dict[str, list[float]] = {"authors": [], "ours": []}
+    for repeat in range(options.repeats):
+        chosen = [int(i) for i in shuffled[repeat * options.samples : (repeat + 1) * options.samples]]
+        started = time.perf_counter()
+        authors_way(coco, folder, chosen, theirs)
+        rates["authors"].append(len(chosen) / (time.perf_counter() - started))
+        first = 2 + repeat * steps
+        started = time.perf_counter()
+        our_way(stream, recipe, range(first, first + steps), ours)
+        rates["ours"].append(steps * recipe.batch / (time.perf_counter() - started))
+    # An epoch of ours decodes each picture once more.
+    epoch = len(data) / statistics.median(rates["ours"])
+    with_decoding = len(data) / (epoch + decoding)
+    print(f"{'authors':34} {statistics.median(rates['authors']):6.1f} samples/s  {rates['authors']}")
+    print(
+        f"{'ours, pictures in memory':34} {statistics.median(rates['ours']):6.1f} samples/s  {rates['ours']}"
+    )
+    print(
+        f"{'ours, each decoded once an epoch':34} {with_decoding:6.1f} samples/s  ({decoding:.1f} s decoding)"
+    )
+    print(f"ratio {with_decoding / statistics.median(rates['authors']):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,491 @@
+"""`picosam2 evaluate`: any form of a model becomes a predictor, the evaluator scores it.
+
+A model is anything the front end reads (state_dict, torch.export program, float or quantized ONNX), a package
+directory, or a JSON list of stored predictions (`student.evaluate.stored_predictions`). Networks run in
+onnxruntime on the pixels that their input contract makes of the crops; quantized graphs run as standard
+operators (`compiler.dialect`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.agreement import session
+from compiler.dialect import to_standard
+from compiler.frontend import Loaded, ModelKind, load_model
+from compiler.package import is_package
+from passes import graph as graphs
+from passes.contract import InputContract
+from passes.diagnostics import Severity
+from passes.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from student.crops import Mask, Pixels, Protocol
+    from student.cropset import CropSet, Integers
+    from student.evaluate import Baseline, Estimate, Figures, Floats, Predict, Predictions, Score
+
+SCHEMA = 1
+"""Version of `EvaluationResult.to_json`."""
+
+FLOAT_GRAPH, INT8_GRAPH = "model.onnx", "model_quant.onnx"
+"""The graphs in a package directory."""
+
+MATCHED = "matched.json"
+"""Beside stored predictions: which instance each is for (`student.evaluate.matched_rows`)."""
+
+PROBABILITY_EDGE = 1e-6
+"""Probabilities are kept this far from 0 and 1 when they become logits."""
+
+OnProgress = Callable[[int, int, str], None]
+"""Called with what is done of a phase, what there is to do, and the phase (`compiler.progress.Counting`)."""
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """What was scored.
+
+    Attributes:
+        file: name of the file, or of the package directory and the file in it.
+        kind: what the file is.
+        sha256: of the file.
+        contract: how pixels become the network's input; None for stored predictions.
+        figures: what it reaches.
+    """
+
+    file: str
+    kind: str
+    sha256: str
+    contract: InputContract | None
+    figures: Figures
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "input_contract": None if self.contract is None else self.contract.to_json(),
+            **self.figures.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One evaluation; the tables and the JSON are pure functions of it.
+
+    Attributes:
+        data: name of the data set.
+        crowds, empty: annotations of the data set that were left out.
+        available: instances of the data set; fewer may have been scored (see `notes`).
+        protocol: the rule the crops were cut by.
+        model: what was asked for.
+        against: the second model on the same instances, if there is one.
+        difference: model minus `against`, paired by picture.
+        baselines: each with what it reaches on the same instances.
+        notes: what was assumed, and what was left out.
+    """
+
+    data: str
+    crowds: int
+    empty: int
+    available: int
+    protocol: Protocol
+    model: ScoredModel
+    against: ScoredModel | None
+    difference: Score | None
+    baselines: tuple[tuple[Baseline, Figures], ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable record: numbers rounded to 4 digits, intervals 95 %, null where there is no value."""
+        return {
+            "schema": SCHEMA,
+            "data": {
+                "name": self.data,
+                "instances": self.available,
+                "crowds_left_out": self.crowds,
+                "empty_left_out": self.empty,
+            },
+            "protocol": dataclasses.asdict(self.protocol),
+            "model": self.model.to_json(),
+            "against": None if self.against is None else self.against.to_json(),
+            "difference": None if self.difference is None else self.difference.to_json(),
+            "baselines": [
+                {"name": baseline.name, "description": baseline.description, **figures.to_json()}
+                for baseline, figures in self.baselines
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def evaluate_model(
+    model: Path,
+    *,
+    source: str,
+    split: str | None = None,
+    protocol: str = "point-native-96",
+    against: Path | None = None,
+    only: Path | None = None,
+    training: str | None = None,
+    train_split: str | None = None,
+    declared: str | None = None,
+    float_graph: bool = False,
+    batch: int = 16,
+    on_progress: OnProgress = lambda done, total, phase: None,
+) -> EvaluationResult:
+    """Scores a model on a data set, beside the trivial baselines and, if given, a second model.
+
+    Args:
+        model: see the module's docstring. A checkpoint without an input contract takes the authors' ImageNet
+            convention, which the notes then say.
+        source, split: the data set (`student.instances.load_instances`).
+        protocol: a name in `student.crops.PROTOCOLS`. A network of another input size gets crops of its own
+            size, by the same rule.
+        against: a second model or stored predictions, compared on the same instances.
+        only: a file that lists the instances to score (`student.evaluate.listed_instances`).
+        training: source of the mean training mask (`coco:DIR`); without it there is no such baseline.
+        train_split: split of `training`; for COCO by default train2017, for LVIS train.
+        declared: the input contract of networks that carry none (`compiler.frontend.load_model`).
+        float_graph: of package directories score the float graph, not the int8 one.
+        batch: crops a network sees at a time, where its graph leaves the batch open.
+
+    Raises:
+        InputError: whatever of these cannot be read or does not fit together.
+    """
+    from student.crops import PROTOCOLS
+    from student.cropset import load_crops
+    from student.evaluate import average_precision, baselines, difference, figures, iou
+    from student.instances import load_instances
+
+    if protocol not in PROTOCOLS:
+        raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
+    contestants = [_open(path, declared, float_graph) for path in (model, against) if path is not None]
+    rule = _sized(PROTOCOLS[protocol], contestants)
+    stored = [_stored(one, rule.size) if one.loaded is None else None for one in contestants]
+    lists = [(only.name, _listed(only))] if only is not None else []
+    lists += [(one.file, said.annotation_ids) for one, said in zip(contestants, stored, strict=True) if said]
+    instances = load_instances(source, split)
+    crops = load_crops(instances, rule, lambda done, total: on_progress(done, total, "reading pictures"))
+    crops, notes = _restricted(crops, lists)
+    notes = [f"{one.file}: {note}" for one in contestants for note in one.notes] + notes
+    known = None if training is None else _training_masks(training, train_split, rule, on_progress)
+    if known is None:
+        notes.append("no training set was given, so there is no mean training mask among the baselines")
+
+    def reached(answers: Predictions, name: str) -> tuple[Floats, Figures]:
+        on_progress(0, 1, f"COCO AP of {name}")
+        precision = average_precision(answers, crops, instances)
+        on_progress(1, 1, f"COCO AP of {name}")
+        ious = iou(answers.masks, crops.masks)
+        return ious, figures(ious, crops, precision)
+
+    ious, scored = [], []
+    for one, said in zip(contestants, stored, strict=True):
+        answers = _run(one, crops, batch, on_progress) if said is None else said.of(crops)
+        values, found = reached(answers, one.file)
+        ious.append(values)
+        scored.append(ScoredModel(one.file, one.kind, one.sha256, one.contract, found))
+    trivial = [(one, reached(one.on(crops), one.name)[1]) for one in baselines(crops, known)]
+    return EvaluationResult(
+        instances.name,
+        instances.crowds,
+        instances.empty,
+        len(instances),
+        rule,
+        scored[0],
+        scored[1] if len(scored) == 2 else None,
+        difference(ious[0], ious[1], crops.picture_ids) if len(scored) == 2 else None,
+        tuple(trivial),
+        tuple(notes),
+    )
+
+
+# Reading what is to be scored
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """A model or stored predictions; `loaded` is None for the latter."""
+
+    path: Path
+    file: str
+    kind: str
+    sha256: str
+    loaded: Loaded | None
+    notes: tuple[str, ...]
+
+    @property
+    def contract(self) -> InputContract | None:
+        return None if self.loaded is None else self.loaded.contract
+
+
+def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
+    name = path.name
+    if path.is_dir():
+        if not is_package(path):
+            raise InputError(
+                f"model {path}",
+                "is a folder, and no package",
+                "a package directory or a file",
+                "name the file",
+            )
+        path = path / (FLOAT_GRAPH if float_graph else INT8_GRAPH)
+        name = f"{name}/{path.name}"
+        if not path.is_file():
+            raise InputError(
+                f"package {path.parent}",
+                f"has no {path.name}",
+                "a package with that graph",
+                "score the float graph" if not float_graph else "compile it again",
+            )
+    if path.is_file() and _is_json(path):
+        return _Contestant(path, name, "stored predictions", graphs.sha256(path.read_bytes()), None, ())
+    loaded = load_model(path, declared=declared)
+    notes = tuple(f"{note.found}; {note.limit}" for note in loaded.notes if note.severity is Severity.WARNING)
+    return _Contestant(path, name, loaded.kind.value, loaded.sha256, loaded, notes)
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:1] in (b"[", b"{")
+
+
+def _sized(protocol: Protocol, contestants: Sequence[_Contestant]) -> Protocol:
+    """The protocol at the networks' input size; raises InputError where they are not one square."""
+    sizes = {(c.height, c.width) for one in contestants if (c := one.contract) is not None}
+    if not sizes:
+        return protocol
+    height, width = max(sizes)
+    if len(sizes) > 1 or height != width:
+        raise InputError(
+            " and ".join(one.file for one in contestants),
+            f"inputs of {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))} pixels",
+            "one square size: crops are square, and two models are compared on the same crops",
+            "score them one at a time" if len(sizes) > 1 else "export the network with a square input",
+        )
+    if height == protocol.size:
+        return protocol
+    name = protocol.name.replace(str(protocol.size), str(height))
+    return dataclasses.replace(protocol, size=height, name=name)
+
+
+def _stored(one: _Contestant, size: int) -> Predictions:
+    from student.evaluate import stored_predictions
+
+    beside = one.path.with_name(MATCHED)
+    return stored_predictions(one.path, beside if beside.is_file() else None, size)
+
+
+def _listed(only: Path) -> Integers:
+    from student.evaluate import listed_instances
+
+    return listed_instances(only)
+
+
+def _restricted(crops: CropSet, lists: Sequence[tuple[str, Integers]]) -> tuple[CropSet, list[str]]:
+    """The crops that every list names, and a note for each list that leaves some out."""
+    notes, available = [], crops.annotation_ids
+    for file, ids in lists:
+        kept = np.isin(crops.annotation_ids, ids)
+        if not kept.any():
+            raise InputError(
+                file,
+                "none of its instances is among those to be scored",
+                "annotation ids of the data set and split",
+                "give the data set it was made from",
+            )
+        if not kept.all():
+            notes.append(f"only the {int(kept.sum())} of {len(crops)} instances that {file} names")
+        absent = int((~np.isin(ids, available)).sum())
+        if absent:
+            notes.append(f"{absent} of the {len(ids)} instances that {file} names are not in the data set")
+        crops = crops.select(kept)
+    return crops, notes
+
+
+def _training_masks(source: str, split: str | None, rule: Protocol, on_progress: OnProgress) -> Mask:
+    from student.cropset import load_crops
+    from student.instances import COCO_PREFIX, load_instances
+
+    learnt = load_instances(source, split or ("train2017" if source.startswith(COCO_PREFIX) else "train"))
+    phase = "reading training pictures"
+    return load_crops(learnt, rule, lambda done, total: on_progress(done, total, phase)).masks
+
+
+# Running networks
+
+
+def _run(one: _Contestant, crops: CropSet, batch: int, on_progress: OnProgress) -> Predictions:
+    from student.evaluate import predict_crops
+
+    assert one.loaded is not None
+    predict, limit = onnx_predictor(one.loaded)
+    phase = f"running {one.file}"
+    return predict_crops(
+        predict, crops, min(batch, limit or batch), lambda done, total: on_progress(done, total, phase)
+    )
+
+
+def onnx_predictor(loaded: Loaded) -> tuple[Predict, int | None]:
+    """A graph with one picture as input and one map of logits as output, in onnxruntime on the CPU.
+
+    A map that comes from a Sigmoid holds probabilities: their logits are given.
+
+    Returns:
+        The predictor, and the batch its graph is fixed at (None: any).
+
+    Raises:
+        InputError: other inputs or outputs, or a graph that onnxruntime refuses.
+    """
+    from student.evaluate import network_input
+
+    model = to_standard(loaded.model) if loaded.kind is ModelKind.QUANTIZED_ONNX else loaded.model
+    inputs = graphs.real_inputs(model.graph)
+    shape = graphs.static_shape(inputs[0]) if len(inputs) == 1 else None
+    if shape is None or len(shape) != 4:
+        raise InputError(
+            f"model {loaded.network}",
+            f"{len(inputs)} inputs" if len(inputs) != 1 else f"an input of shape {shape}",
+            "one input N,C,H,W that takes the picture",
+            "evaluate a network whose only input is the picture",
+        )
+    output = _map_output(loaded)
+    probabilities = _is_sigmoid(loaded.model.graph.outputs[output])
+    try:
+        running = session(model)
+    except Exception as error:  # onnxruntime raises its own kinds
+        raise _refused(loaded, error) from error
+
+    def predict(pixels: Pixels) -> np.ndarray:
+        try:
+            answer = running.run(None, {inputs[0].name: network_input(pixels, loaded.contract)})[output]
+        except Exception as error:
+            if isinstance(error, InputError):
+                raise
+            raise _refused(loaded, error) from error
+        values = np.asarray(answer, np.float32)
+        if not probabilities:
+            return values
+        inside = np.clip(values, PROBABILITY_EDGE, 1 - PROBABILITY_EDGE)
+        logits: np.ndarray = np.log(inside / (1 - inside))
+        return logits
+
+    return predict, shape[0]
+
+
+def _refused(loaded: Loaded, error: Exception) -> InputError:
+    return InputError(
+        f"model {loaded.network}",
+        f"onnxruntime cannot run it: {first_line(error)}",
+        "standard operators on one picture",
+        "look at what it names, or export the model again",
+    )
+
+
+def _map_output(loaded: Loaded) -> int:
+    """Index of the output that is the mask: the only one, else the only map of the input's size."""
+    outputs = loaded.model.graph.outputs
+    size = (1, loaded.contract.height, loaded.contract.width)
+    maps = [
+        index
+        for index, value in enumerate(outputs)
+        if len(outputs) == 1 or (graphs.static_shape(value) or ())[1:] == size
+    ]
+    if len(maps) != 1:
+        raise InputError(
+            f"model {loaded.network}",
+            f"{len(outputs)} outputs, {len(maps)} of them one map of {size[1]}x{size[2]}",
+            "exactly one such map",
+            "export the network with the mask's logits as its output",
+        )
+    return maps[0]
+
+
+def _is_sigmoid(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and graphs.is_quantizer(node) and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "Sigmoid"
+
+
+# Tables
+
+
+def tables(result: EvaluationResult) -> list[Table]:
+    """The terminal's tables, 80 columns wide: overall, and mean IoU by size and by competing objects."""
+    rows: list[tuple[str, Figures]] = [(result.model.file, result.model.figures)]
+    if result.against is not None:
+        rows.append((result.against.file, result.against.figures))
+    models = len(rows)
+    rows += [(one.name, found) for one, found in result.baselines]
+    first = result.model.figures.overall
+    overall = _table(
+        f"{result.data}, {result.protocol.name}: {first.samples} instances, {first.pictures} pictures",
+        ("mIoU", "mean success\nrate", "AP", "AP50"),
+    )
+    overall.caption = "\n".join(
+        [
+            "[95 % interval over pictures]; AP: COCO's, of masks pasted into the picture",
+            *(f"{one.name}: {one.description}" for one, _ in result.baselines),
+        ]
+    )
+    for index, (name, found) in enumerate(rows):
+        precision = found.average_precision
+        values = [] if precision is None else [precision.ap, precision.ap50]
+        cells = [_interval(found.overall.miou), _interval(found.overall.mean_success_rate)]
+        _add(overall, name, [*cells, *(_number(value) for value in values)])
+        if index == models - 1:
+            if (change := result.difference) is not None:
+                cells = [_interval(change.miou, "+"), _interval(change.mean_success_rate, "+")]
+                _add(overall, "difference, paired", cells)
+            overall.add_section()
+    return [
+        overall,
+        _by_class("mIoU by size of object", rows, lambda found: found.by_size),
+        _by_class("mIoU by number of competing objects in the crop", rows, lambda found: found.by_competing),
+    ]
+
+
+def _by_class(
+    title: str, rows: list[tuple[str, Figures]], classes: Callable[[Figures], dict[str, Score]]
+) -> Table:
+    scores = classes(rows[0][1])
+    table = _table(title, [f"{name}\n({score.samples})" for name, score in scores.items()])
+    for name, found in rows:
+        _add(table, name, [_interval(score.miou) for score in classes(found).values()])
+    return table
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _add(table: Table, name: str, cells: Sequence[str]) -> None:
+    from rich.text import Text
+
+    table.add_row(Text(name), *cells)  # as text: a file's name may hold what rich takes for markup
+
+
+def _interval(value: Estimate, sign: str = "") -> str:
+    if not np.isfinite(value.low):
+        return format(value.mean, f"{sign}.4f")
+    return f"{value.mean:{sign}.4f}\n[{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,77 @@
+"""Losses: known values, each sample with its own teacher weight, and what each one pulls towards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from student.losses import Targets, dice, labels_loss, paper_loss, soft_loss, teacher_weight
+
+
+def targets(count: int = 3, **changed: list[float]) -> Targets:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(count, 1, 8, 8, generator=generator) > 0.5).float()
+    facts = {"taught": [1.0], "labelled": [1.0], "predicted_iou": [0.8], "agreement": [0.9]}
+    columns = {
+        name: torch.tensor((changed.get(name) or value * count)[:count]) for name, value in facts.items()
+    }
+    return Targets(masks, 4.0 * torch.randn(count, 1, 8, 8, generator=generator), **columns)
+
+
+def test_the_label_loss_of_known_predictions() -> None:
+    masks = torch.zeros(2, 1, 4, 4)
+    masks[:, :, :2] = 1.0
+    nothing = torch.zeros(2)
+    given = Targets(masks, torch.zeros_like(masks), nothing, nothing + 1, nothing, nothing)
+    assert labels_loss((masks * 2 - 1) * 50, given).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    expected = np.log(2) + 1 - (2 * 4.0 + 1) / (8 + 8 + 1)
+    assert labels_loss(torch.zeros_like(masks), given).tolist() == pytest.approx([expected] * 2, abs=1e-6)
+
+
+def test_the_papers_loss_blends_per_sample() -> None:
+    given = targets(predicted_iou=[0.0, 1.0, 0.25])
+    logits = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    ours, teachers = torch.sigmoid(logits), torch.sigmoid(given.teacher_logits)
+    from_teacher = (ours - teachers).square().mean((1, 2, 3)) + dice(ours, teachers)
+    from_label = labels_loss(logits, given)
+    weight = torch.tensor([0.0, 1.0, 0.25])
+    assert torch.allclose(paper_loss(logits, given), weight * from_teacher + (1 - weight) * from_label)
+
+
+def test_samples_without_a_teacher_learn_from_their_label_alone() -> None:
+    given = targets(taught=[0.0, 0.0, 0.0], agreement=[0.0] * 3)
+    logits = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    plain = labels_loss(logits, given)
+    assert torch.allclose(paper_loss(logits, given), plain)
+    assert torch.allclose(soft_loss(logits, given, 0.5), plain)
+
+
+def test_unlabelled_samples_follow_the_teacher_in_the_papers_loss() -> None:
+    given = targets(labelled=[0.0] * 3, predicted_iou=[0.1] * 3)
+    loss = paper_loss(given.teacher_logits, given)
+    teachers = torch.sigmoid(given.teacher_logits)
+    assert torch.allclose(loss, dice(teachers, teachers))
+
+
+def test_a_teacher_who_means_another_object_has_no_weight() -> None:
+    given = targets(agreement=[0.3, 0.75, 1.0])
+    assert teacher_weight(given, 0.6).tolist() == pytest.approx([0.0, 0.3, 0.6])
+
+
+def test_the_soft_loss_is_least_at_the_blend() -> None:
+    """Away from Dice's pull: the BCE part's gradient is zero where the probability equals the blend."""
+    given = targets(agreement=[1.0] * 3)
+    weight = 0.5
+    blend = (1 - weight) * given.masks + weight * torch.sigmoid(given.teacher_logits)
+    logits = torch.logit(blend.clamp(1e-6, 1 - 1e-6)).requires_grad_()
+    loss = (soft_loss(logits, given, weight) - dice(torch.sigmoid(logits), given.masks)).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.abs().max() < 1e-6
+
+
+def test_targets_can_be_shared_out() -> None:
+    given = targets()
+    part = given.rows(slice(1, 3))
+    assert torch.equal(part.masks, given.masks[1:])
+    assert part.agreement.shape == (2,)

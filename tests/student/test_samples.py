@@ -1,0 +1,195 @@
+"""Decks, the picture shelf, and samples whose mask, teacher's logits and pixels show the same place."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passes.errors import InputError
+from student.augment import NONE, POINT, ROI
+from student.crops import POINT_NATIVE_96, ROI_PAD10, bounding_box, crop
+from student.instances import InstanceSet, load_instances, read_picture
+from student.samples import NO_LOGIT, Deck, SampleStream, Shelf, material_of
+from student.teacher_cache import Lesson
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Answers in memory, in the shape of a TeacherCache."""
+
+    known: dict[str, tuple[Lesson, ...]] = field(default_factory=dict)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.known
+
+    def lessons(self, key: str) -> tuple[Lesson, ...]:
+        return self.known[key]
+
+
+def lesson_of(mask: np.ndarray, key: str, annotation_id: int, stride: int = 2) -> Lesson:
+    """A teacher who is sure of `mask`, on a grid of `stride` pixels a cell."""
+    left, top, width, height = (edge // stride for edge in bounding_box(mask))
+    top, left = max(top - 4, 0), max(left - 4, 0)
+    cells = mask[stride // 2 :: stride, stride // 2 :: stride][
+        top : top + height + 9, left : left + width + 9
+    ]
+    row, column = (int(x) for x in np.argwhere(mask)[mask.sum() // 2])
+    return Lesson(
+        key, annotation_id, row, column, 0.75, 0.9, float(stride), top, left,
+        np.where(cells, 64, -64).astype(np.int8), 1.0 if annotation_id >= 0 else float("nan"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def data(synthetic_coco: Path) -> InstanceSet:
+    return load_instances(f"coco:{synthetic_coco}", "train2017")
+
+
+@pytest.fixture
+def taught(data: InstanceSet) -> Lessons:
+    """Each instance, and the same object as an unlabelled point, for all pictures but the first."""
+    known = {}
+    for record in data.pictures[1:]:
+        own = [lesson_of(i.mask(), record.key, i.annotation_id) for i in record.instances]
+        known[record.key] = (*own, *(replace(lesson, annotation_id=-1) for lesson in own))
+    return Lessons(known)
+
+
+def stream_of(data: InstanceSet, cache: Lessons | None = None, **changed: object) -> SampleStream:
+    settings = {
+        "protocol": POINT_NATIVE_96,
+        "augmentation": NONE,
+        "unlabelled": np.zeros(20, np.int64),
+        "batch": 4,
+        "seed": 0,
+        "pictures_in_memory": 100,
+    } | changed
+    return SampleStream(data.pictures, cache=cache, **settings)  # type: ignore[arg-type]
+
+
+@given(
+    counts=st.lists(st.integers(0, 5), min_size=1, max_size=30).filter(any),
+    at_once=st.integers(1, 8),
+    epoch=st.integers(0, 3),
+)
+def test_an_epoch_deals_every_sample_once_few_pictures_at_a_time(
+    counts: list[int], at_once: int, epoch: int
+) -> None:
+    deck = Deck.of(counts, at_once, (0, 1))
+    order = deck.order(epoch)
+    assert sorted(order.tolist()) == list(range(sum(counts)))
+    assert np.array_equal(order, deck.order(epoch))
+    pictures = deck.pictures[order]
+    seen_last = {int(p): i for i, p in enumerate(pictures)}
+    seen_first = {int(p): i for i, p in reversed(list(enumerate(pictures)))}
+    for place in range(len(pictures)):
+        open_now = sum(seen_first[p] <= place <= seen_last[p] for p in seen_first)
+        assert open_now <= at_once
+
+
+def test_without_augmentation_samples_are_the_protocols_crops(data: InstanceSet) -> None:
+    expected = {}
+    for record in data.pictures:
+        for instance in record.instances:
+            pixels, mask = crop(POINT_NATIVE_96, read_picture(record), instance.mask(), instance.box)  # type: ignore[arg-type]
+            expected[pixels.transpose(2, 0, 1).tobytes()] = mask
+    stream = stream_of(data)
+    assert (stream.annotated, stream.unlabelled) == (12, 0)
+    for step in range(3):  # an epoch
+        batch = stream.batch_at(step, slice(0, 4))
+        for pixels, mask in zip(batch.pixels, batch.targets.masks.numpy(), strict=True):
+            assert np.array_equal(expected.pop(pixels.astype(np.uint8).tobytes()), mask[0] > 0)
+    assert not expected
+
+
+@pytest.mark.parametrize("protocol", [POINT_NATIVE_96, ROI_PAD10], ids=lambda p: p.name)
+def test_mask_and_teacher_show_the_same_place(data: InstanceSet, taught: Lessons, protocol: object) -> None:
+    augmentation = POINT if protocol is POINT_NATIVE_96 else ROI
+    stream = stream_of(
+        data, taught, protocol=protocol, augmentation=augmentation, unlabelled=np.full(20, 2, np.int64)
+    )
+    overlaps = []
+    for step in range(20):
+        targets = stream.batch_at(step, slice(0, 4)).targets
+        for i in np.flatnonzero(targets.taught.numpy()):
+            student, teacher = targets.masks[i, 0].numpy() > 0, targets.teacher_logits[i, 0].numpy() > 0
+            overlaps.append((student & teacher).sum() / (student | teacher).sum())
+            assert targets.teacher_logits[i].min() >= NO_LOGIT
+    assert len(overlaps) > 60
+    assert min(overlaps) > 0.8  # the teacher's cells are two pixels wide
+    assert np.mean(overlaps) > 0.95
+
+
+def test_facts_of_each_kind_of_sample(data: InstanceSet, taught: Lessons) -> None:
+    stream = stream_of(data, taught, unlabelled=np.full(20, 1, np.int64))
+    for step in range(10):
+        targets = stream.batch_at(step, slice(0, 4)).targets
+        assert targets.labelled.sum() == 3
+        for i in range(4):
+            facts = tuple(float(t[i]) for t in (targets.taught, targets.predicted_iou, targets.agreement))
+            assert facts in ((1.0, 0.75, 1.0), (0.0, 0.0, 0.0))
+            assert targets.labelled[i] == 1 or facts[0] == 1.0
+
+
+def test_a_step_is_the_same_whoever_makes_it(data: InstanceSet, taught: Lessons) -> None:
+    """Alone, with threads, in shares, or after a restart."""
+    share = {"augmentation": POINT, "unlabelled": np.full(20, 1, np.int64)}
+    whole = [stream_of(data, taught, **share).batch_at(7, slice(0, 4))]
+    with ThreadPoolExecutor(3) as pool:
+        whole.append(stream_of(data, taught, **share).batch_at(7, slice(0, 4), pool))
+    parts = stream_of(data, taught, **share)
+    shares = [parts.batch_at(7, slice(first, first + 2)) for first in (0, 2)]
+    assert np.array_equal(whole[0].pixels, whole[1].pixels)
+    assert np.array_equal(whole[0].pixels, np.concatenate([part.pixels for part in shares]))
+    assert np.array_equal(whole[0].targets.masks, whole[1].targets.masks)
+
+
+def test_pictures_are_decoded_once_an_epoch(data: InstanceSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def counted(record: object, *rest: object) -> object:
+        decoded.append(record.id)  # type: ignore[attr-defined]
+        return material_of(record, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("student.samples.material_of", counted)
+    stream = stream_of(data, pictures_in_memory=4)  # one picture at a time from the deck
+    for step in range(3):
+        stream.batch_at(step, slice(0, 4))
+    assert sorted(decoded) == [1, 2, 3, 4, 5, 6]
+
+
+def test_broken_pictures_are_replaced_and_counted(data: InstanceSet) -> None:
+    data.pictures[2].path.write_bytes(data.pictures[2].path.read_bytes()[:400])
+    stream = stream_of(data)
+    for step in range(6):
+        assert stream.batch_at(step, slice(0, 4)).pixels.shape == (4, 3, 96, 96)
+    assert list(stream.shelf.broken.values()) == [data.pictures[2].key]
+
+
+def test_nothing_but_broken_pictures_ends_the_run(data: InstanceSet) -> None:
+    for record in data.pictures:
+        record.path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="6 broken"):
+        stream_of(data).batch_at(0, slice(0, 4))
+
+
+def test_the_shelf_keeps_the_last_used(data: InstanceSet) -> None:
+    shelf = Shelf(data.pictures, POINT_NATIVE_96, None, 2)
+    first = shelf.material(0)
+    shelf.material(1)
+    assert shelf.material(0) is first
+    shelf.material(2)  # 1 goes
+    assert shelf.material(0) is first
+    assert len(shelf._kept) == 2
+
+
+def test_no_sample_at_all(data: InstanceSet) -> None:
+    bare = replace(data, pictures=tuple(replace(record, instances=()) for record in data.pictures))
+    with pytest.raises(InputError, match="no sample"):
+        stream_of(bare)
