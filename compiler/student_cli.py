@@ -117,7 +117,7 @@ def train_command(
     Killed at any moment, the same command goes on and ends with the same weights. One GPU or the CPU as it
     is; several through `accelerate launch -m compiler.cli train ...` or torchrun.
 
-    [b]Example:[/b]  picosam2 train --data coco:COCO_DIR --teacher-cache CACHE --out run1 --steps 12000
+    [b]Example:[/b]  picosam2 train --data coco:COCO_DIR --teacher-cache CACHE --out run1 --steps 8000
     """
     from compiler.training import TrainOptions, recipe_of, run_training
 

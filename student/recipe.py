@@ -47,13 +47,13 @@ class Recipe:
 
     network: str = "picosam2"
     protocol: str = "point-native-96"
-    steps: int = 12_000
+    steps: int = 8_000
     batch: int = 16
     seed: int = 0
     loss: str = "soft"
     teacher_weight: float = 0.5
     feature_weight: float = 1.0
-    unlabelled_first: float = 0.5
+    unlabelled_first: float = 0.4
     unlabelled_last: float = 0.0
     learning_rate: float = 2e-3
     warmup: int = 200

@@ -121,13 +121,6 @@ def _unlabelled_sample(lesson: Lesson, protocol: Protocol, size: tuple[int, int]
     return Sample(place, None, 0, 0, lesson)
 
 
-def _points(cache: TeacherCache | None, key: str) -> int:
-    """Unlabelled lessons of a picture."""
-    if cache is None or key not in cache:
-        return 0
-    return sum(lesson.annotation_id < 0 for lesson in cache.lessons(key))
-
-
 class Shelf:
     """Decoded pictures, the `limit` last used; safe to read from several threads."""
 
@@ -266,7 +259,10 @@ class SampleStream:
         self.shelf = Shelf(records, protocol, cache, pictures_in_memory, embeddings)
         at_once = max(1, pictures_in_memory // 4)  # two decks, and the next group of each
         annotated = [len(record.instances) for record in records]
-        points = [_points(cache, record.key) for record in records]
+        points = [
+            cache.unlabelled_count(record.key) if cache is not None and record.key in cache else 0
+            for record in records
+        ]
         self._annotated = Dealer(Deck.of(annotated, at_once, (seed, 0)))
         self._points = Dealer(Deck.of(points, at_once, (seed, 1)))
         self._unlabelled = unlabelled if sum(points) else np.zeros_like(unlabelled)

@@ -20,7 +20,6 @@ import json
 import os
 import struct
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,6 @@ _RECORD = np.dtype(
     ]
 )
 _COMPRESSION = 6
-_SHARDS_IN_MEMORY = 4
 
 
 @dataclass(frozen=True)
@@ -143,10 +141,10 @@ class ShardSummary:
 
 
 class TeacherCache:
-    """Reads a complete cache; a shard is read and checked when one of its pictures is first asked for.
+    """Reads a complete cache: a shard is checked once, when one of its pictures is first asked for.
 
-    At most four compressed shards stay in memory; no file stays open, so a cache may be shared with worker
-    processes.
+    After that one block is read for each picture, whatever the order. Only the shards' indices stay in memory
+    and no file stays open, so a cache may be shared by threads and processes.
 
     Args:
         directory: the cache's folder.
@@ -171,7 +169,7 @@ class TeacherCache:
             )
         self.header = header
         self._places = {key: i // header.pictures_per_shard for i, key in enumerate(header.pictures)}
-        self._shards: OrderedDict[int, tuple[dict[str, tuple[int, int, int]], bytes]] = OrderedDict()
+        self._indices: dict[int, dict[str, tuple[int, int, int]]] = {}
 
     def __len__(self) -> int:
         """Number of lessons."""
@@ -186,6 +184,17 @@ class TeacherCache:
         Raises:
             InputError: the cache does not know the picture, or its shard is missing or damaged.
         """
+        block, count = self._block(picture_key)
+        return _unpacked(picture_key, zlib.decompress(block), count)
+
+    def unlabelled_count(self, picture_key: str) -> int:
+        """How many of a picture's lessons are unlabelled. Raises as `lessons`, but looks at no logits."""
+        block, count = self._block(picture_key)
+        table = zlib.decompressobj().decompress(block, max(1, count * _RECORD.itemsize))
+        return int((np.frombuffer(table, _RECORD, count)["annotation_id"] < 0).sum())
+
+    def _block(self, picture_key: str) -> tuple[bytes, int]:
+        """A picture's zlib block and its number of lessons."""
         if picture_key not in self._places:
             raise InputError(
                 f"teacher cache {self.directory}",
@@ -193,36 +202,42 @@ class TeacherCache:
                 f"one of its {len(self._places)} pictures",
                 "run picosam2 teach on this data set, or train without the cache",
             )
-        index, blocks = self._shard(self._places[picture_key])
-        offset, size, count = index[picture_key]
-        return _unpacked(picture_key, zlib.decompress(blocks[offset : offset + size]), count)
-
-    def _shard(self, number: int) -> tuple[dict[str, tuple[int, int, int]], bytes]:
-        if number in self._shards:
-            self._shards.move_to_end(number)
-            return self._shards[number]
-        path = shard_path(self.directory, number)
+        number = self._places[picture_key]
+        if number not in self._indices:
+            self._indices[number] = self._checked_index(number)
+        place, size, count = self._indices[number][picture_key]
         try:
-            data = path.read_bytes()
+            with shard_path(self.directory, number).open("rb") as stream:
+                stream.seek(place)
+                block = stream.read(size)
         except OSError:
-            data = b""
+            block = b""
+        if len(block) != size:
+            raise self._damaged(number, "is missing or cannot be read")
+        return block, count
+
+    def _checked_index(self, number: int) -> dict[str, tuple[int, int, int]]:
+        """Per picture of a shard: its block's place in the file, its size, its number of lessons."""
+        try:
+            data = shard_path(self.directory, number).read_bytes()
+        except OSError:
+            raise self._damaged(number, "is missing or cannot be read") from None
         if hashlib.sha256(data).hexdigest() != self.header.shards[number]:
-            raise InputError(
-                str(path),
-                "is damaged or missing" if data else "is missing or cannot be read",
-                f"SHA-256 {self.header.shards[number][:16]}...",
-                "delete it and run the same picosam2 teach again: it makes this shard anew",
-            )
+            raise self._damaged(number, "is damaged")
         start = len(_MAGIC) + _LENGTH.size
         (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
-        index = {
-            key: (offset, size, count)
+        return {
+            key: (start + length + offset, size, count)
             for key, offset, size, count in json.loads(data[start : start + length])
         }
-        self._shards[number] = index, data[start + length :]
-        if len(self._shards) > _SHARDS_IN_MEMORY:
-            self._shards.popitem(last=False)
-        return self._shards[number]
+
+    def _damaged(self, number: int, found: str) -> InputError:
+        return InputError(
+            str(shard_path(self.directory, number)),
+            found,
+            f"SHA-256 {self.header.shards[number][:16]}...",
+            "delete it and run the same picosam2 teach again: it makes this shard anew",
+        )
 
 
 def shard_path(directory: Path, number: int) -> Path:

@@ -31,6 +31,9 @@ class Lessons:
     def lessons(self, key: str) -> tuple[Lesson, ...]:
         return self.known[key]
 
+    def unlabelled_count(self, key: str) -> int:
+        return sum(lesson.annotation_id < 0 for lesson in self.known[key])
+
 
 def lesson_of(mask: np.ndarray, key: str, annotation_id: int, stride: int = 2) -> Lesson:
     """A teacher who is sure of `mask`, on a grid of `stride` pixels a cell."""
