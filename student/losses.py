@@ -25,6 +25,7 @@ class Targets:
         predicted_iou: float32 [N] in 0..1, the teacher's own guess of its quality; 0 where not taught.
         agreement: float32 [N] in 0..1, IoU of the teacher's mask with the annotation in the picture; 1 for
             unlabelled samples, 0 where not taught.
+        weight: float32 [N], how much each sample counts; 1 on average.
     """
 
     masks: Tensor
@@ -33,6 +34,7 @@ class Targets:
     labelled: Tensor
     predicted_iou: Tensor
     agreement: Tensor
+    weight: Tensor
 
     def to(self, device: torch.device) -> Targets:
         return Targets(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))

@@ -17,6 +17,10 @@ LOSSES = {
     "paper": "PicoSAM2's: a (MSE + Dice against the teacher) + (1 - a) (BCE + Dice against the annotation)",
     "soft": "ours: BCE against a blend of annotation and teacher, Dice against the annotation",
 }
+SIZES = {
+    "data": "every annotated object counts the same",
+    "coco": "small, medium and large objects count as in all of COCO, 41 : 34 : 24",
+}
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
@@ -32,6 +36,7 @@ class Recipe:
         teacher_weight: `soft` loss: the largest share of the teacher in the blend (`losses.teacher_weight`).
         feature_weight: of the feature hints at the first step, falling linearly to 0; they are used where
             the teacher's embeddings are given.
+        sizes: a key of SIZES.
         unlabelled_first, unlabelled_last: share of unlabelled samples at the first and last step, linear in
             between; they exist where the teacher cache holds unlabelled points.
         learning_rate: its peak; it rises linearly over `warmup` steps and falls to 0 as a cosine.
@@ -53,6 +58,7 @@ class Recipe:
     loss: str = "soft"
     teacher_weight: float = 0.5
     feature_weight: float = 1.0
+    sizes: str = "coco"
     unlabelled_first: float = 0.4
     unlabelled_last: float = 0.0
     learning_rate: float = 2e-3
@@ -74,6 +80,7 @@ class Recipe:
             ("protocol", self.protocol, PROTOCOLS),
             ("loss", self.loss, LOSSES),
             ("precision", self.precision, PRECISIONS),
+            ("sizes", self.sizes, SIZES),
         ):
             if value not in known:
                 raise InputError(

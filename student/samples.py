@@ -23,6 +23,7 @@ from torch import Tensor
 from passes.errors import InputError
 from student.augment import Augmentation, View, draw_view, relight, show
 from student.crops import Mask, Pixels, Protocol, Window, bounding_box, window
+from student.evaluate import MEDIUM, SMALL
 from student.features import STRIDE, read_embedding, shown_features
 from student.instances import PictureRecord, read_picture
 from student.losses import Targets
@@ -43,6 +44,7 @@ class Sample:
         mask: bool [h, w], the annotated object inside its bounding box; None for unlabelled samples.
         top, left: the picture pixel of mask[0, 0].
         lesson: what the teacher said about the object; None where it was not asked.
+        weight: how much the sample counts.
     """
 
     place: Window
@@ -50,6 +52,7 @@ class Sample:
     top: int
     left: int
     lesson: Lesson | None
+    weight: float = 1.0
 
     def on_object(self, row: int, column: int) -> bool:
         """Whether a picture pixel belongs to the object."""
@@ -79,9 +82,17 @@ class Material:
 
 
 def material_of(
-    record: PictureRecord, protocol: Protocol, cache: TeacherCache | None, embeddings: Path | None = None
+    record: PictureRecord,
+    protocol: Protocol,
+    cache: TeacherCache | None,
+    embeddings: Path | None = None,
+    size_weights: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Material | None:
-    """Decodes a picture and its masks; None where the file is broken."""
+    """Decodes a picture and its masks; None where the file is broken.
+
+    Args:
+        size_weights: of small, medium and large objects (function `size_weights`).
+    """
     pixels = read_picture(record)
     if pixels is None:
         return None
@@ -98,6 +109,7 @@ def material_of(
                 top,
                 left,
                 taught.get(instance.annotation_id),
+                size_weights[_size_class(instance.area)],
             )
         )
     unlabelled = [
@@ -107,6 +119,26 @@ def material_of(
     ]
     embedding = None if embeddings is None else read_embedding(embeddings, record.path.read_bytes())
     return Material(pixels, tuple(annotated), tuple(unlabelled), embedding)
+
+
+COCO_SHARES = (0.41, 0.34, 0.24)
+"""Share of small, medium and large objects in COCO, as its detection evaluation page states them."""
+
+
+def size_weights(records: Sequence[PictureRecord]) -> tuple[float, float, float]:
+    """Weights of small, medium and large objects with which they count as in all of COCO; 1 on average.
+
+    A part of COCO, chosen by picture or annotated in part, may hold another mixture.
+    """
+    classes = [_size_class(instance.area) for record in records for instance in record.instances]
+    counts = np.bincount(classes, minlength=3)
+    wanted = np.where(counts > 0, COCO_SHARES, 0.0)
+    weights = wanted / max(wanted.sum(), 1e-9) * counts.sum() / np.maximum(counts, 1)
+    return float(weights[0]), float(weights[1]), float(weights[2])
+
+
+def _size_class(area: float) -> int:
+    return sum(area >= limit for limit in (SMALL, MEDIUM))
 
 
 def _unlabelled_sample(lesson: Lesson, protocol: Protocol, size: tuple[int, int]) -> Sample:
@@ -131,9 +163,10 @@ class Shelf:
         cache: TeacherCache | None,
         limit: int,
         embeddings: Path | None = None,
+        size_weights: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         self.records, self.protocol, self.cache, self.limit = records, protocol, cache, limit
-        self.embeddings = embeddings
+        self.embeddings, self.size_weights = embeddings, size_weights
         self.broken: dict[int, str] = {}
         self._kept: OrderedDict[int, Material] = OrderedDict()
         self._lock = threading.Lock()
@@ -152,7 +185,9 @@ class Shelf:
             with self._lock:
                 if index in self._kept:
                     return self._kept[index]
-            found = material_of(self.records[index], self.protocol, self.cache, self.embeddings)
+            found = material_of(
+                self.records[index], self.protocol, self.cache, self.embeddings, self.size_weights
+            )
             with self._lock:
                 self._being_read.pop(index, None)
                 if found is None:
@@ -240,7 +275,8 @@ class SampleStream:
         records: the pictures; annotated ones and pictures only the teacher has seen.
         unlabelled: one number for each step: how many of its samples are unlabelled.
         batch: samples in a step.
-        pictures_in_memory: see `Shelf`.
+        pictures_in_memory, embeddings: see `Shelf`.
+        sizes: `coco` to weigh annotated samples by `size_weights`; `data` to count them all alike.
     """
 
     def __init__(
@@ -254,9 +290,11 @@ class SampleStream:
         seed: int,
         pictures_in_memory: int,
         embeddings: Path | None = None,
+        sizes: str = "data",
     ) -> None:
         self.protocol, self.augmentation, self.seed, self.batch = protocol, augmentation, seed, batch
-        self.shelf = Shelf(records, protocol, cache, pictures_in_memory, embeddings)
+        weights = size_weights(records) if sizes == "coco" else (1.0, 1.0, 1.0)
+        self.shelf = Shelf(records, protocol, cache, pictures_in_memory, embeddings, weights)
         at_once = max(1, pictures_in_memory // 4)  # two decks, and the next group of each
         annotated = [len(record.instances) for record in records]
         points = [
@@ -298,12 +336,10 @@ class SampleStream:
         pixels, masks, logits, facts = (np.stack(part) for part in zip(*(m[:4] for m in made), strict=True))
         hints = [np.stack(part) for part in zip(*(m[4:] for m in made), strict=True) if part[0] is not None]
         features, inside = (torch.from_numpy(hint) for hint in hints) if hints else (None, None)
-        taught, labelled, predicted_iou, agreement = (torch.from_numpy(f.copy()) for f in facts.T)
+        columns = (torch.from_numpy(column.copy()) for column in facts.T)
         return Batch(
             pixels,
-            Targets(
-                torch.from_numpy(masks), torch.from_numpy(logits), taught, labelled, predicted_iou, agreement
-            ),
+            Targets(torch.from_numpy(masks), torch.from_numpy(logits), *columns),
             features,
             inside,
         )
@@ -340,8 +376,8 @@ def render(
 
     Returns:
         pixels [3, S, S], mask [1, S, S], teacher's logits [1, S, S], and (taught, labelled, predicted IoU,
-        agreement), all float32; see `losses.Targets`. Then the teacher's features [C, S / 8, S / 8] and where
-        they are in the picture [S / 8, S / 8], or None twice.
+        agreement, weight), all float32; see `losses.Targets`. Then the teacher's features [C, S / 8, S / 8]
+        and where they are in the picture [S / 8, S / 8], or None twice.
     """
     size = (material.pixels.shape[0], material.pixels.shape[1])
     view = draw_view(augmentation, sample.place, size, sample.on_object, generator)
@@ -356,11 +392,11 @@ def render(
     else:
         mask = logits > 0
     if lesson is None:
-        facts = (0.0, 1.0, 0.0, 0.0)
+        facts = (0.0, 1.0, 0.0, 0.0, sample.weight)
     elif sample.mask is None:
-        facts = (1.0, 0.0, lesson.predicted_iou, 1.0)
+        facts = (1.0, 0.0, lesson.predicted_iou, 1.0, sample.weight)
     else:
-        facts = (1.0, 1.0, lesson.predicted_iou, lesson.agreement)
+        facts = (1.0, 1.0, lesson.predicted_iou, lesson.agreement, sample.weight)
     hints: tuple[NDArray[np.float32] | None, ...] = (None, None)
     if material.embedding is not None:
         hints = shown_features(material.embedding, size, view, protocol.size // STRIDE)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from passes.contract import InputContract, centred
 from passes.errors import InputError
+from student.allocator import keep_freed_memory
 from student.checkpoint import load_checkpoint, save_checkpoint
 from student.crops import PROTOCOLS
 from student.cropset import CropSet, load_crops
@@ -156,12 +157,14 @@ def unlabelled_per_step(recipe: Recipe) -> NDArray[np.int64]:
 
 
 def loss_of(recipe: Recipe, logits: Tensor, targets: Targets) -> Tensor:
-    """The recipe's loss, a scalar: the mean over samples."""
+    """The recipe's loss, a scalar: the weighted mean over samples."""
     if recipe.loss == "labels":
-        return labels_loss(logits, targets).mean()
-    if recipe.loss == "paper":
-        return paper_loss(logits, targets).mean()
-    return soft_loss(logits, targets, recipe.teacher_weight).mean()
+        each = labels_loss(logits, targets)
+    elif recipe.loss == "paper":
+        each = paper_loss(logits, targets)
+    else:
+        each = soft_loss(logits, targets, recipe.teacher_weight)
+    return (targets.weight * each).mean()
 
 
 def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
@@ -200,6 +203,7 @@ def train(
     """
     from accelerate import Accelerator
 
+    keep_freed_memory()
     accelerator = Accelerator(cpu=cpu)
     share = _share(recipe, accelerator)
     protocol = PROTOCOLS[recipe.protocol]
@@ -215,6 +219,7 @@ def train(
         recipe.seed,
         pictures_in_memory,
         embeddings,
+        recipe.sizes,
     )
     run = _Run(recipe, accelerator, start_from, hinted=embeddings is not None)
     if (directory / STATE).exists():

@@ -12,7 +12,7 @@ from student.losses import Targets, dice, labels_loss, paper_loss, soft_loss, te
 def targets(count: int = 3, **changed: list[float]) -> Targets:
     generator = torch.Generator().manual_seed(0)
     masks = (torch.rand(count, 1, 8, 8, generator=generator) > 0.5).float()
-    facts = {"taught": [1.0], "labelled": [1.0], "predicted_iou": [0.8], "agreement": [0.9]}
+    facts = {"taught": [1.0], "labelled": [1.0], "predicted_iou": [0.8], "agreement": [0.9], "weight": [1.0]}
     columns = {
         name: torch.tensor((changed.get(name) or value * count)[:count]) for name, value in facts.items()
     }
@@ -23,7 +23,7 @@ def test_the_label_loss_of_known_predictions() -> None:
     masks = torch.zeros(2, 1, 4, 4)
     masks[:, :, :2] = 1.0
     nothing = torch.zeros(2)
-    given = Targets(masks, torch.zeros_like(masks), nothing, nothing + 1, nothing, nothing)
+    given = Targets(masks, torch.zeros_like(masks), nothing, nothing + 1, nothing, nothing, nothing + 1)
     assert labels_loss((masks * 2 - 1) * 50, given).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     expected = np.log(2) + 1 - (2 * 4.0 + 1) / (8 + 8 + 1)
     assert labels_loss(torch.zeros_like(masks), given).tolist() == pytest.approx([expected] * 2, abs=1e-6)

@@ -15,7 +15,7 @@ from passes.errors import InputError
 from student.augment import NONE, POINT, ROI
 from student.crops import POINT_NATIVE_96, ROI_PAD10, bounding_box, crop
 from student.instances import InstanceSet, load_instances, read_picture
-from student.samples import NO_LOGIT, Deck, SampleStream, Shelf, material_of
+from student.samples import NO_LOGIT, Deck, SampleStream, Shelf, material_of, size_weights
 from student.teacher_cache import Lesson
 
 
@@ -138,6 +138,27 @@ def test_facts_of_each_kind_of_sample(data: InstanceSet, taught: Lessons) -> Non
             facts = tuple(float(t[i]) for t in (targets.taught, targets.predicted_iou, targets.agreement))
             assert facts in ((1.0, 0.75, 1.0), (0.0, 0.0, 0.0))
             assert targets.labelled[i] == 1 or facts[0] == 1.0
+
+
+def test_sizes_count_as_in_coco(data: InstanceSet) -> None:
+    """Of 12 objects three become large and none is medium: small and large share 41 : 24."""
+    objects = 0
+    records = []
+    for record in data.pictures:
+        changed = []
+        for instance in record.instances:
+            changed.append(replace(instance, area=100.0 if objects >= 3 else 96.0**2))
+            objects += 1
+        records.append(replace(record, instances=tuple(changed)))
+    small, medium, large = size_weights(records)
+    assert (9 * small + 3 * large) / 12 == pytest.approx(1.0)
+    assert (3 * large) / (9 * small) == pytest.approx(0.24 / 0.41)
+    assert medium == 0.0
+    stream = stream_of(replace(data, pictures=tuple(records)), sizes="coco")
+    weights = np.concatenate([stream.batch_at(step, slice(0, 4)).targets.weight for step in range(3)])
+    assert sorted(weights.tolist()) == pytest.approx([small] * 9 + [large] * 3)
+    alike = stream_of(replace(data, pictures=tuple(records)))
+    assert alike.batch_at(0, slice(0, 4)).targets.weight.tolist() == [1.0] * 4
 
 
 def test_a_step_is_the_same_whoever_makes_it(data: InstanceSet, taught: Lessons) -> None:
