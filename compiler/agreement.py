@@ -18,6 +18,7 @@ import onnx_ir as ir
 from compiler.dialect import to_standard
 from passes.errors import InputError
 from passes.graph import to_bytes
+from student.crops import mask_iou
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,13 @@ def session(model: ir.Model) -> Any:
     return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
 
 
-def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU per sample of two boolean arrays [N, ...]; 1 where both are empty."""
-    axes = tuple(range(1, a.ndim))
-    union = (a | b).sum(axis=axes)
-    return np.where(union == 0, 1.0, (a & b).sum(axis=axes) / np.maximum(union, 1))
-
-
 def _compare(name: str, real: np.ndarray, quantized: np.ndarray) -> OutputAgreement:
     noise = float(np.square(quantized.astype(np.float64) - real).sum())
     signal = float(np.square(real.astype(np.float64)).sum())
     snr = float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
     if real.ndim == 4 and real.shape[1] == 1:
-        return OutputAgreement(name, "mask-iou", float(mask_iou(real > 0, quantized > 0).mean()), snr)
+        ious = [mask_iou(a > 0, b > 0) for a, b in zip(real, quantized, strict=True)]
+        return OutputAgreement(name, "mask-iou", float(np.mean(ious)), snr)
     if real.ndim == 4 and real.shape[2] * real.shape[3] > 1:
         return OutputAgreement(name, "pixel-agreement", _same_winner(real, quantized), snr)
     if real.ndim >= 2 and real.shape[1] > 1:

@@ -25,6 +25,7 @@ from compiler.progress import Progress
 from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
 from passes import graph as graphs
 from passes.errors import InputError, TargetViolation
+from passes.files import write_beside
 from passes.pipeline import FLOAT_TRANSFORMS, QUANTIZED_TRANSFORMS, Transform, apply
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from compiler.converter import Conversion, ConverterInstall
 
 TARGETS = ("imx500",)
+
+FLOAT_GRAPH, INT8_GRAPH = "model.onnx", "model_quant.onnx"
+"""The graphs in a package directory."""
 
 
 @dataclass(frozen=True)
@@ -208,10 +212,10 @@ def _quantize(state: State) -> State:
         *(f"{name}=={version}".encode() for name, version in versions(PTQ_PACKAGES).items()),
     )
     if (entry := state.cache.get(key)) is not None:
-        quantized = graphs.parse(entry["model_quant.onnx"])
+        quantized = graphs.parse(entry[INT8_GRAPH])
         return dataclasses.replace(state, quantized=quantized, cached=True)
     quantized = mct_ptq(state.float_model, sets, seed=options.seed, progress=state.progress.update)
-    state.cache.put(key, {"model_quant.onnx": graphs.to_bytes(quantized)})
+    state.cache.put(key, {INT8_GRAPH: graphs.to_bytes(quantized)})
     return dataclasses.replace(state, quantized=quantized)
 
 
@@ -262,7 +266,7 @@ def _keep_log(out: Path, log: str) -> Path:
     """Where there is no package, the log lies beside its place."""
     path = out.with_name(f"{out.name}.converter.log")
     path.parent.mkdir(parents=True, exist_ok=True)
-    graphs.write_atomically(path, log.encode())
+    write_beside(path, log.encode())
     return path
 
 
@@ -278,9 +282,9 @@ def _files(state: State, result: CompileResult, created: str) -> dict[str, bytes
 
     files: dict[str, bytes] = {}
     if state.float_model is not None:
-        files["model.onnx"] = graphs.to_bytes(state.float_model)
+        files[FLOAT_GRAPH] = graphs.to_bytes(state.float_model)
     assert state.quantized is not None
-    files["model_quant.onnx"] = graphs.to_bytes(state.quantized)
+    files[INT8_GRAPH] = graphs.to_bytes(state.quantized)
     if state.conversion is not None:
         files.update(state.conversion.files)
         files["converter.log"] = state.conversion.log.encode()

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from compiler.agreement import session
 from compiler.dialect import to_standard
+from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
 from compiler.package import is_package
 from passes import graph as graphs
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of `EvaluationResult.to_json`."""
 
-FLOAT_GRAPH, INT8_GRAPH = "model.onnx", "model_quant.onnx"
-"""The graphs in a package directory."""
-
 MATCHED = "matched.json"
 """Beside stored predictions: which instance each is for (`student.evaluate.matched_rows`)."""
+
+TRAINING_MASKS = 20_000
+"""Masks at most that the mean training mask is made from (184 MB), drawn at random where there are more."""
 
 PROBABILITY_EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1 when they become logits."""
@@ -135,7 +136,6 @@ def evaluate_model(
     against: Path | None = None,
     only: Path | None = None,
     training: str | None = None,
-    train_split: str | None = None,
     declared: str | None = None,
     float_graph: bool = False,
     batch: int = 16,
@@ -151,8 +151,8 @@ def evaluate_model(
             size, by the same rule.
         against: a second model or stored predictions, compared on the same instances.
         only: a file that lists the instances to score (`student.evaluate.listed_instances`).
-        training: source of the mean training mask (`coco:DIR`); without it there is no such baseline.
-        train_split: split of `training`; for COCO by default train2017, for LVIS train.
+        training: source of the mean training mask (`coco:DIR`), whose training split is used; without it
+            there is no such baseline.
         declared: the input contract of networks that carry none (`compiler.frontend.load_model`).
         float_graph: of package directories score the float graph, not the int8 one.
         batch: crops a network sees at a time, where its graph leaves the batch open.
@@ -176,7 +176,14 @@ def evaluate_model(
     crops = load_crops(instances, rule, lambda done, total: on_progress(done, total, "reading pictures"))
     crops, notes = _restricted(crops, lists)
     notes = [f"{one.file}: {note}" for one in contestants for note in one.notes] + notes
-    known = None if training is None else _training_masks(training, train_split, rule, on_progress)
+    notes += [
+        f"{one.file} does not say its protocol: scored as if made under {rule.name}"
+        for one in contestants
+        if one.loaded is None
+    ]
+    if instances.boxes:
+        notes.append(f"{instances.boxes} annotated boxes do not fit their masks; the masks' own are used")
+    known, of = (None, None) if training is None else _training_masks(training, rule, on_progress)
     if known is None:
         notes.append("no training set was given, so there is no mean training mask among the baselines")
 
@@ -193,7 +200,7 @@ def evaluate_model(
         values, found = reached(answers, one.file)
         ious.append(values)
         scored.append(ScoredModel(one.file, one.kind, one.sha256, one.contract, found))
-    trivial = [(one, reached(one.on(crops), one.name)[1]) for one in baselines(crops, known)]
+    trivial = [(one, reached(one.on(crops), one.name)[1]) for one in baselines(crops, known, of)]
     return EvaluationResult(
         instances.name,
         instances.crowds,
@@ -311,13 +318,17 @@ def _restricted(crops: CropSet, lists: Sequence[tuple[str, Integers]]) -> tuple[
     return crops, notes
 
 
-def _training_masks(source: str, split: str | None, rule: Protocol, on_progress: OnProgress) -> Mask:
-    from student.cropset import load_crops
-    from student.instances import COCO_PREFIX, load_instances
+def _training_masks(source: str, rule: Protocol, on_progress: OnProgress) -> tuple[Mask, int]:
+    """Masks of training instances in their crops, and how many instances there are."""
+    from student.cropset import load_masks
+    from student.instances import load_instances, training_split
 
-    learnt = load_instances(source, split or ("train2017" if source.startswith(COCO_PREFIX) else "train"))
-    phase = "reading training pictures"
-    return load_crops(learnt, rule, lambda done, total: on_progress(done, total, phase)).masks
+    learnt = load_instances(source, training_split(source))
+    phase = "drawing training masks"
+    masks = load_masks(
+        learnt, rule, TRAINING_MASKS, on_progress=lambda done, total: on_progress(done, total, phase)
+    )
+    return masks, len(learnt)
 
 
 # Running networks

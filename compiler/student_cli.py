@@ -28,6 +28,12 @@ UnlabelledOption = Annotated[
         show_default=False,
     ),
 ]
+TrainingSplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split", metavar="NAME", help="Default: train2017 for COCO, train for LVIS.", show_default=False
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 ThreadsOption = Annotated[
     int | None,
@@ -48,7 +54,7 @@ def train_command(
             show_default=False,
         ),
     ],
-    split: Annotated[str, typer.Option(metavar="NAME")] = "train2017",
+    split: TrainingSplitOption = None,
     teacher_cache: Annotated[
         Path | None,
         typer.Option(
@@ -106,9 +112,6 @@ def train_command(
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the recipe and stop.")] = False,
     threads: ThreadsOption = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that prepare samples.")] = 1,
-    pictures_in_memory: Annotated[
-        int, typer.Option(min=4, metavar="N", help="Decoded pictures kept, about 1 MB each.")
-    ] = 4096,
     cpu: Annotated[bool, typer.Option("--cpu", help="No GPU even where there is one.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -120,10 +123,11 @@ def train_command(
     [b]Example:[/b]  picosam2 train --data coco:COCO_DIR --teacher-cache CACHE --out run1 --steps 8000
     """
     from compiler.training import TrainOptions, recipe_of, run_training
+    from student.instances import training_split
 
     options = TrainOptions(
         data=data,
-        split=split,
+        split=split or training_split(data),
         out=out,
         unlabelled=tuple(unlabelled or ()),
         teacher_cache=teacher_cache,
@@ -140,7 +144,6 @@ def train_command(
         overrides=tuple(overrides or ()),
         threads=threads,
         workers=workers,
-        pictures_in_memory=pictures_in_memory,
         cpu=cpu,
         quiet=quiet,
     )
@@ -179,10 +182,7 @@ def teach_command(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Default: train2017 for COCO, train for LVIS.", show_default=False),
-    ] = None,
+    split: TrainingSplitOption = None,
     unlabelled: UnlabelledOption = None,
     points: Annotated[
         int,
@@ -207,7 +207,7 @@ def teach_command(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads; 0: all.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda, for sam2.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda or cuda:N, for sam2.")] = "cpu",
     quiet: QuietOption = False,
 ) -> None:
     """Ask a teacher of the SAM family about every object, once, and keep its answers for `picosam2 train`.
@@ -218,6 +218,7 @@ def teach_command(
     [b]Example:[/b]  picosam2 teach --teacher onnx:mobilesam --data coco:COCO_DIR --points 24 --out cache
     """
     from compiler.teaching import TeachOptions, run_teaching
+    from student.instances import training_split
     from student.teach import TeachSettings
 
     run_teaching(
@@ -225,7 +226,7 @@ def teach_command(
             data=data,
             teacher=teacher,
             out=out,
-            split=split or ("train2017" if data and data.startswith("coco:") else None),
+            split=split or (training_split(data) if data else None),
             folders=tuple(unlabelled or ()),
             settings=TeachSettings(
                 points=points,

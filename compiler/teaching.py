@@ -89,6 +89,12 @@ def run_teaching(options: TeachOptions) -> CacheHeader:
     sources = [] if options.data is None else [load_instances(options.data, options.split)]
     sources += [load_folder(folder) for folder in options.folders]
     teacher = open_teacher(options.teacher, options.threads, options.device)
+    for source in sources:
+        if source.boxes:
+            print(
+                f"warning: {source.name}: {source.boxes} boxes do not fit their masks, whose own are used",
+                file=sys.stderr,
+            )
     with Counting("teach", quiet=options.quiet) as count:
         header = teach(sources, teacher, options.out, options.settings, options.embeddings, on_progress=count)
     if header.broken:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passes.errors import InputError
 from student.recipe import Recipe, make_recipe
+
+if TYPE_CHECKING:
+    from student.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,6 @@ class TrainOptions:
     overrides: tuple[str, ...] = ()
     threads: int | None = None
     workers: int = 1
-    pictures_in_memory: int = 4096
     cpu: bool = False
     quiet: bool = False
 
@@ -50,10 +52,11 @@ def run_training(options: TrainOptions) -> None:
     import torch
 
     from compiler.progress import Counting
-    from student.instances import load_folder, load_instances
+    from student.instances import first_names, load_folder, load_instances
     from student.teach import embeddings_folder
     from student.teacher_cache import TeacherCache
-    from student.train import CHECKPOINT, train, training_data
+    from student.train import CHECKPOINT, train
+    from student.training_data import training_data
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -88,22 +91,30 @@ def run_training(options: TrainOptions) -> None:
             ),
             cpu=options.cpu,
             workers=options.workers,
-            pictures_in_memory=options.pictures_in_memory,
             on_progress=count,
         )
     if _follower():
         return
-    if outcome.broken:
-        named = ", ".join(outcome.broken[:5]) + (", ..." if len(outcome.broken) > 5 else "")
-        print(
-            f"warning: {len(outcome.broken)} pictures are broken and were skipped: {named}", file=sys.stderr
-        )
+    for keys, what in (
+        (outcome.broken, "are broken and were skipped"),
+        (data.left_out, "were left out: broken, given twice, or copies of held-out ones"),
+        (untaught(data), "are unknown to the teacher cache"),
+    ):
+        if keys:
+            print(f"warning: {len(keys)} pictures {what}: {first_names(keys)}", file=sys.stderr)
     print(
         f"held-out mIoU {outcome.chosen.held_out_miou:.3f} at step {outcome.chosen.step}; "
         f"{options.out / CHECKPOINT} and its card are written. "
         f"Next: picosam2 evaluate {options.out / CHECKPOINT} --data coco:DIR",
         file=sys.stderr,
     )
+
+
+def untaught(data: TrainingData) -> tuple[str, ...]:
+    """Keys of the pictures a given teacher cache does not know."""
+    if data.cache is None:
+        return ()
+    return tuple(record.key for record in data.records if record.key not in data.cache)
 
 
 def _follower() -> bool:

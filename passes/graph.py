@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from passes.contract import METADATA_KEY, InputContract
 from passes.errors import InputError, first_line
+from passes.files import write_beside
 
 MODULE_KEY = "picosam2.module"
 """Key in a node's metadata_props: dotted path of the torch module the node came from."""
@@ -101,17 +101,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def save(model: ir.Model, path: Path) -> None:
     """Write the model beside `path`, then rename: a reader sees the old file or the whole new one."""
-    write_atomically(path, to_bytes(model))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_beside(path, to_bytes(model))
 
 
 def sha256(data: bytes) -> str:

@@ -15,7 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from passes.errors import InputError
 from student.crops import Protocol, Window, cut_rectangle
+
+_MOST = {
+    "mirror": 1.0,
+    "scale": 2.0,
+    "aspect": 2.0,
+    "move": 0.5,
+    "clip": 1.0,
+    "contrast": 1.0,
+    "brightness": 255.0,
+    "saturation": 1.0,
+    "tint": 1.0,
+    "grey": 1.0,
+}
+"""The largest value of each setting; the least is 0."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,14 @@ class Augmentation:
     tint: float = 0.08
     grey: float = 0.03
 
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise InputError(
+                    f"recipe, augmentation.{name}", f"{value:g}", f"0 to {most:g}", "correct the value"
+                )
+
 
 NONE = Augmentation(0.0, 0.0, 0.0, 0.0, True, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Every sample is the protocol's crop."""
@@ -73,6 +96,7 @@ class View:
 def draw_view(
     augmentation: Augmentation,
     place: Window,
+    size: int,
     picture_size: tuple[int, int],
     on_object: Any,
     generator: np.random.Generator,
@@ -80,6 +104,7 @@ def draw_view(
     """A random view around the protocol's window `place`.
 
     Args:
+        size: side of the crop in pixels.
         picture_size: height and width.
         on_object: function (row, column) -> bool: whether that picture pixel belongs to the object.
         generator: always drawn from the same number of times, so that one sample's luck does not
@@ -99,11 +124,14 @@ def draw_view(
     height, width = place.side * larger * taller, place.side * larger / taller
     top = place.top + down + (place.side - height) / 2.0
     left = place.left + right + (place.side - width) / 2.0
+    mirrored = bool(luck[3] < augmentation.mirror)
+    if mirrored and size % 2 == 0:  # the prompt lies right of the middle, and should do so in the mirror
+        left += width / size
     if luck[2] < augmentation.clip:
         top, left = max(top, 0.0), max(left, 0.0)
         height = max(1.0, min(height, picture_size[0] - top))
         width = max(1.0, min(width, picture_size[1] - left))
-    return View(top, left, height, width, bool(luck[3] < augmentation.mirror))
+    return View(top, left, height, width, mirrored)
 
 
 _TRIES = 6

@@ -8,13 +8,11 @@ code loads our files, and ours loads theirs (which have no contract).
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import pickletools
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from torch import Tensor, nn
 
 from passes.contract import METADATA_KEY, InputContract
 from passes.errors import InputError
+from passes.files import write_beside
+from student.instances import first_names
 from student.networks import NETWORKS
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -65,12 +65,9 @@ def save_checkpoint(path: Path, network: nn.Module, contract: InputContract) -> 
     vars(weights)["_metadata"] = {**vars(state)["_metadata"], METADATA_KEY: contract.dumps()}
     buffer = io.BytesIO()  # given a path, torch.save would put the file's name into its bytes
     torch.save(weights, buffer)
-    beside = path.with_name(path.name + ".part")
     try:
-        beside.write_bytes(buffer.getvalue())
-        os.replace(beside, path)
+        write_beside(path, buffer.getvalue())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise InputError(
             str(path), f"cannot be written ({error.strerror})", "a writable folder", "give another path"
         ) from error
@@ -166,7 +163,7 @@ def _tensors(path: Path, state: dict[str, Any]) -> OrderedDict[str, Tensor]:
     if others:
         raise InputError(
             str(path),
-            f"a dict with {len(others)} entries that are no tensors ({_first(others)})",
+            f"a dict with {len(others)} entries that are no tensors ({first_names(others, 3)})",
             f"a state_dict, alone or under one of the keys {', '.join(WRAPPERS)}",
             "save it with torch.save(model.state_dict(), path)",
         )
@@ -196,7 +193,7 @@ class _Difference:
             (self.unexpected, "unexpected"),
             (self.reshaped, "of another shape or type"),
         )
-        return "; ".join(f"{len(names)} {what}: {_first(names)}" for names, what in parts if names)
+        return "; ".join(f"{len(names)} {what}: {first_names(names, 3)}" for names, what in parts if names)
 
 
 def _recognised(path: Path, weights: dict[str, Tensor]) -> str:
@@ -237,12 +234,7 @@ def _require_finite(path: Path, weights: dict[str, Tensor]) -> None:
         described = [f"{name}: {count} of {weights[name].numel()}" for name, count in bad.items()]
         raise InputError(
             str(path),
-            f"NaN or infinite weights in {len(bad)} parameters ({_first(described)})",
+            f"NaN or infinite weights in {len(bad)} parameters ({first_names(described, 3)})",
             "finite weights",
             "take a checkpoint from before the training diverged",
         )
-
-
-def _first(names: Iterable[str], count: int = 3) -> str:
-    listed = list(names)
-    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

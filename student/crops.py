@@ -21,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from passes.errors import InputError
-
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -63,9 +61,6 @@ class Window:
     top: int
     left: int
     side: int
-
-    def grown(self, margin: int) -> Window:
-        return Window(self.top - margin, self.left - margin, self.side + 2 * margin)
 
 
 def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
@@ -134,50 +129,42 @@ def cut_rectangle(
     return out
 
 
-def crop(
-    protocol: Protocol, picture: Pixels, mask: Mask, box: Box | None = None, margin: int = 0
-) -> tuple[Pixels, Mask]:
+def crop(protocol: Protocol, picture: Pixels, mask: Mask, box: Box | None = None) -> tuple[Pixels, Mask]:
     """The crop a network sees and the object's mask in it.
 
     Args:
         picture: RGB, uint8 [H, W, 3].
         mask: bool [H, W] with at least one pixel.
         box: see `window`.
-        margin: extra pixels on each side of the crop (at the crop's resolution), for augmentation.
 
     Returns:
-        uint8 [S, S, 3] and bool [S, S] with S = protocol.size + 2 * margin.
-
-    Raises:
-        InputError: a margin with a protocol that clips.
+        uint8 [S, S, 3] and bool [S, S] with S = protocol.size.
     """
-    if protocol.border == "clip":
-        if margin:
-            raise InputError(
-                protocol.name,
-                f"a margin of {margin} pixels",
-                "0: clipped crops end at the picture's border",
-                f"train with {POINT_NATIVE_96.name}",
-            )
-        return _clipped(protocol.size, picture, mask)
-    size = protocol.size + 2 * margin
-    place = window(protocol, mask, box)
-    place = place.grown(round(margin * place.side / protocol.size))
-    pixels = cut(picture, place, protocol.pad_value)
-    inside = cut(mask.astype(np.uint8) * 255, place, 0)
-    if place.side != size:
-        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
-        inside = np.asarray(Image.fromarray(inside).resize((size, size), Image.Resampling.BILINEAR))
-    return pixels, inside >= 128
+    rectangle = shown(protocol, mask, box)
+    pixels: Pixels = cut_rectangle(picture, *rectangle, protocol.pad_value)
+    return _resized(pixels, protocol.size, Image.Resampling.BILINEAR), _mask_in(protocol, mask, rectangle)
 
 
-def _clipped(size: int, picture: Pixels, mask: Mask) -> tuple[Pixels, Mask]:
-    """The authors' crop: shifted at the upper and left border, cut and stretched at the lower and right."""
-    row, column = prompt_point(mask)
-    top, left = max(row - size // 2, 0), max(column - size // 2, 0)
-    pixels = Image.fromarray(picture[top : top + size, left : left + size])
-    inside = Image.fromarray(mask[top : top + size, left : left + size].astype(np.uint8))
-    return (
-        np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR)),
-        np.asarray(inside.resize((size, size), Image.Resampling.NEAREST)) > 0,
-    )
+def crop_mask(protocol: Protocol, mask: Mask, box: Box | None = None) -> Mask:
+    """The mask of `crop` alone, for which no picture is needed."""
+    return _mask_in(protocol, mask, shown(protocol, mask, box))
+
+
+def mask_iou(one: Mask, other: Mask) -> float:
+    """Intersection over union of two masks of one shape; two empty masks agree (1.0)."""
+    union = int(np.count_nonzero(one | other))
+    return int(np.count_nonzero(one & other)) / union if union else 1.0
+
+
+def _mask_in(protocol: Protocol, mask: Mask, rectangle: tuple[int, int, int, int]) -> Mask:
+    inside = cut_rectangle(mask, *rectangle, False).astype(np.uint8) * 255
+    # the authors resize masks to the nearest pixel
+    method = Image.Resampling.NEAREST if protocol.border == "clip" else Image.Resampling.BILINEAR
+    seen: Mask = _resized(inside, protocol.size, method) >= 128
+    return seen
+
+
+def _resized(plane: Pixels, size: int, method: Image.Resampling) -> Pixels:
+    if plane.shape[:2] == (size, size):
+        return plane
+    return np.asarray(Image.fromarray(plane).resize((size, size), method))

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.errors import InputError
-from student.crops import Mask, Pixels, Protocol, crop, shown
-from student.instances import InstanceSet, PictureRecord, read_picture
+from student.crops import Mask, Pixels, Protocol, crop, crop_mask, shown
+from student.instances import InstanceSet, PictureRecord, first_names, read_picture
 
 Integers = NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -74,13 +74,7 @@ def load_crops(
         InputError: no instance, or pictures broken in their data (all of them counted, the first named).
     """
     count, size = len(instances), protocol.size
-    if not count:
-        raise InputError(
-            f"data {instances.name}",
-            f"no usable instance ({instances.crowds} crowds and {instances.empty} empty masks left out)",
-            "at least one",
-            "give an annotation file with instance masks",
-        )
+    _require_instances(instances)
     records = [record for record in instances.pictures if record.instances]
     ids = np.array([one.annotation_id for record in records for one in record.instances], np.int64)
     place = np.empty(count, np.int64)
@@ -110,14 +104,47 @@ def load_crops(
             _fill(crops, where, protocol, record, pixels)
         on_progress(done, len(records))
     if broken:
-        named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
         raise InputError(
             f"data {instances.name}",
-            f"{len(broken)} pictures are broken: {named}",
+            f"{len(broken)} pictures are broken: {first_names(broken)}",
             "every picture decodes to its end",
             "download these pictures again, or take their records and annotations out",
         )
     return crops
+
+
+def load_masks(
+    instances: InstanceSet,
+    protocol: Protocol,
+    limit: int,
+    seed: int = 0,
+    on_progress: Progress = lambda done, total: None,
+) -> Mask:
+    """The masks of instances in their crops, bool [N, S, S], of at most `limit` instances drawn at random.
+
+    No picture is decoded.
+
+    Raises:
+        InputError: no instance.
+    """
+    _require_instances(instances)
+    objects = [one for record in instances.pictures for one in record.instances]
+    drawn = np.random.default_rng(seed).permutation(len(objects))[:limit]
+    masks = np.empty((len(drawn), protocol.size, protocol.size), np.bool_)
+    for done, index in enumerate(np.sort(drawn).tolist()):
+        masks[done] = crop_mask(protocol, objects[index].mask(), objects[index].box)
+        on_progress(done + 1, len(drawn))
+    return masks
+
+
+def _require_instances(instances: InstanceSet) -> None:
+    if not len(instances):
+        raise InputError(
+            f"data {instances.name}",
+            f"no usable instance ({instances.crowds} crowds and {instances.empty} empty masks left out)",
+            "at least one",
+            "give an annotation file with instance masks",
+        )
 
 
 def _fill(crops: CropSet, where: Integers, protocol: Protocol, record: PictureRecord, pixels: Pixels) -> None:

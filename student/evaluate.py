@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from passes.contract import InputContract
 from passes.errors import InputError
-from student.crops import Mask, Pixels, cut_rectangle
+from student.crops import Mask, Pixels, cut_rectangle, mask_iou
 from student.cropset import CropSet, Integers, Progress
 from student.instances import InstanceSet, checked_code
 
@@ -162,14 +162,8 @@ class Baseline:
 
 
 def iou(predicted: Mask, truth: Mask) -> Floats:
-    """Intersection over union of each sample, float64 [N] of bool [N, ...]; two empty masks agree (1.0)."""
-    axes = tuple(range(1, truth.ndim))
-    ious = np.empty(len(truth))
-    for start in range(0, len(truth), CHUNK):
-        found, true = predicted[start : start + CHUNK], truth[start : start + CHUNK]
-        union, overlap = (found | true).sum(axes), (found & true).sum(axes)
-        ious[start : start + CHUNK] = np.where(union == 0, 1.0, overlap / np.maximum(union, 1))
-    return ious
+    """`mask_iou` of each sample, float64 [N] of bool [N, ...]."""
+    return np.array([mask_iou(*pair) for pair in zip(predicted, truth, strict=True)], np.float64)
 
 
 def mean_success(ious: Floats) -> Floats:
@@ -350,7 +344,9 @@ def overlaps(truth: Mask, candidates: Mask) -> Floats:
     return ious
 
 
-def baselines(crops: CropSet, training: Mask | None = None) -> list[Baseline]:
+def baselines(
+    crops: CropSet, training: Mask | None = None, training_instances: int | None = None
+) -> list[Baseline]:
     """What any model must be read against: the masks that know nothing of the picture.
 
     The disc's radius is the best one for these very crops, so it is an upper bound for discs. The level of
@@ -358,6 +354,7 @@ def baselines(crops: CropSet, training: Mask | None = None) -> list[Baseline]:
 
     Args:
         training: the masks of training crops, bool [M, S, S]; without them there is no mean training mask.
+        training_instances: how many there are, where `training` is a part of them drawn at random.
     """
     size = crops.masks.shape[1]
     rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
@@ -373,7 +370,8 @@ def baselines(crops: CropSet, training: Mask | None = None) -> list[Baseline]:
         levels = [level / 100 for level in range(5, 100, 5)]
         masks = np.stack([mean >= level for level in levels])
         best = int(overlaps(training, masks).mean(axis=0).argmax())
-        text = f"mean of {len(training)} training masks at level {levels[best]:.2f}, the best on those"
+        drawn = f" drawn from {training_instances}" if (training_instances or 0) > len(training) else ""
+        text = f"mean of {len(training)} training masks{drawn} at level {levels[best]:.2f}, the best on those"
         found.append(Baseline("mean training mask", text, masks[best]))
     return found
 

@@ -8,7 +8,6 @@ their receptive field) are mapped by one 1x1 convolution, which is thrown away a
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.nn import functional
 from passes.errors import InputError
 from student.augment import View
 from student.networks import DECODER
+from student.teach import embedding_path
 
 STRIDE = 8
 """Crop pixels per feature: that of the second decoder stage's input."""
@@ -36,7 +36,7 @@ def read_embedding(folder: Path, picture: bytes) -> NDArray[np.float16]:
     Raises:
         InputError: missing, broken, or of a teacher whose embedding is no single square grid.
     """
-    path = folder / f"{hashlib.sha256(picture).hexdigest()}.npy"
+    path = embedding_path(folder, picture)
     try:
         kept = np.load(path)
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FARTHEST = 1e5
 """Largest coordinate of a polygon in pixels: pycocotools walks along every edge, five steps a pixel."""
 
+BOX_SLACK = 1.0
+"""Pixels by which an annotated box may leave the picture: boxes are rounded."""
+
 HEADER_READERS = 8
 """Threads that read picture headers; the work is mostly waiting for the disk."""
 
@@ -46,7 +49,8 @@ class Instance:
 
     Attributes:
         annotation_id, category_id: as annotated.
-        box: left, top, width and height in pixels as annotated (the mask's own where the record has none).
+        box: left, top, width and height in pixels as annotated; the mask's own where the record has none, or
+            one that cannot be this mask's (`InstanceSet.boxes`).
         area: pixels as annotated, which COCO's size classes go by.
         rle: compressed COCO RLE: `size` [height, width] and `counts` bytes.
     """
@@ -67,18 +71,23 @@ class Instance:
 
 @dataclass(frozen=True)
 class PictureRecord:
-    """One picture and its instances, in order of annotation id; -1 is the id of a plain folder's picture."""
+    """One picture and its instances, in order of annotation id; -1 is the id of a plain folder's picture.
+
+    `root` is the data set's folder of pictures that `path` lies in, at any depth; None: the file's folder.
+    """
 
     id: int
     path: Path
     height: int
     width: int
     instances: tuple[Instance, ...]
+    root: Path | None = None
 
     @property
     def key(self) -> str:
-        """FOLDER/FILE, what teacher caches name pictures by."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        """Name of the root / path in it, with slashes: what teacher caches name pictures by."""
+        root = self.root or self.path.parent
+        return f"{root.name}/{self.path.relative_to(root).as_posix()}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class InstanceSet:
         categories: name of each category id.
         crowds: annotations left out because `iscrowd` is set.
         empty: annotations left out because their mask has no pixel.
+        boxes: annotated boxes replaced by their masks' own: without extent, more than `BOX_SLACK` outside the
+            picture, or beside the mask.
     """
 
     name: str
@@ -98,6 +109,7 @@ class InstanceSet:
     categories: dict[int, str]
     crowds: int
     empty: int
+    boxes: int = 0
 
     def __len__(self) -> int:
         """Number of instances."""
@@ -123,6 +135,11 @@ def load_instances(source: str, split: str | None = None) -> InstanceSet:
     raise InputError(
         f"data {source!r}", "names no data set", "coco:DIR or lvis:DIR", "for instance --data coco:/data/coco"
     )
+
+
+def training_split(source: str) -> str:
+    """The split to learn from where none was named: never what models are judged on."""
+    return "train2017" if source.startswith(COCO_PREFIX) else "train"
 
 
 def load_folder(folder: Path) -> InstanceSet:
@@ -184,7 +201,7 @@ def _load_coco(folder: Path, split: str) -> InstanceSet:
         name = str(image["file_name"])
         return pictures / name if name in names or (pictures / name).is_file() else None
 
-    return _load(f"coco {split}", file, find)
+    return _load(f"coco {split}", file, find, pictures)
 
 
 def _load_lvis(folder: Path, split: str | None) -> InstanceSet:
@@ -236,7 +253,9 @@ def _listed(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _load(name: str, file: Path, find: Callable[[Mapping[str, Any]], Path | None]) -> InstanceSet:
+def _load(
+    name: str, file: Path, find: Callable[[Mapping[str, Any]], Path | None], root: Path | None = None
+) -> InstanceSet:
     """The records of an annotation file; `find` gives an image record's path, None where there is none."""
     images, annotations, categories = _read(file)
     try:
@@ -244,7 +263,7 @@ def _load(name: str, file: Path, find: Callable[[Mapping[str, Any]], Path | None
         wanted = [(int(image["height"]), int(image["width"])) for image in images]
         of_picture: dict[int, list[Instance]] = {int(image["id"]): [] for image in images}
         shapes = dict(zip(of_picture, wanted, strict=True))
-        instances, crowds, empty = _instances(file, annotations, shapes)
+        instances, crowds, empty, boxes = _instances(file, annotations, shapes)
         for picture_id, instance in instances:
             of_picture[picture_id].append(instance)
         named = {int(category["id"]): str(category["name"]) for category in categories}
@@ -260,9 +279,10 @@ def _load(name: str, file: Path, find: Callable[[Mapping[str, Any]], Path | None
             wrong.append(title)
         else:
             ordered = tuple(sorted(own, key=lambda instance: instance.annotation_id))
-            pictures.append(PictureRecord(picture_id, path, *size, ordered))
+            within = root if root is not None and path.is_relative_to(root) else None
+            pictures.append(PictureRecord(picture_id, path, *size, ordered, within))
     _refuse_pictures(file, wrong)
-    return InstanceSet(name, tuple(pictures), named, crowds, empty)
+    return InstanceSet(name, tuple(pictures), named, crowds, empty, boxes)
 
 
 def _read(file: Path) -> tuple[list[Any], list[Any], list[Any]]:
@@ -296,15 +316,16 @@ def _no_annotations(file: Path, found: str) -> InputError:
 
 def _instances(
     file: Path, annotations: Iterable[Mapping[str, Any]], shapes: Mapping[int, tuple[int, int]]
-) -> tuple[list[tuple[int, Instance]], int, int]:
-    """Picture id and instance of every annotation; the number of crowds and of empty masks left out.
+) -> tuple[list[tuple[int, Instance]], int, int, int]:
+    """Picture id and instance of every annotation; how many crowds and empty masks were left out and boxes
+    replaced.
 
     Raises InputError naming every annotation that cannot be used.
     """
     from pycocotools import mask as codes
 
     instances: list[tuple[int, Instance]] = []
-    crowds = empty = 0
+    crowds = empty = boxes = 0
     broken: list[str] = []
     for annotation in annotations:
         if annotation.get("iscrowd", 0):
@@ -319,7 +340,8 @@ def _instances(
             if rle is None or pixels == 0:
                 empty += 1
                 continue
-            left, top, width, height = (float(x) for x in annotation.get("bbox") or codes.toBbox(rle))
+            own = codes.toBbox(rle).tolist()
+            left, top, width, height = (float(x) for x in annotation.get("bbox") or own)
             area = float(annotation.get("area", pixels))
             if not all(math.isfinite(x) for x in (left, top, width, height, area)):
                 raise ValueError("a box or area that is no number")
@@ -327,15 +349,31 @@ def _instances(
             broken.append(f"{number} ({str(error)[:80]})")
             continue
         box = (left, top, width, height)
+        if not _fits(box, own, shapes[picture_id]):
+            boxes += 1
+            box = own[0], own[1], own[2], own[3]
         instances.append((picture_id, Instance(number, int(annotation["category_id"]), box, area, rle)))
     if broken:
         raise InputError(
             str(file),
-            f"{len(broken)} annotations cannot be used: {_first(broken, 3)}",
+            f"{len(broken)} annotations cannot be used: {first_names(broken, 3)}",
             "polygons or RLE of the picture's size, as COCO writes them",
             "correct or remove these annotations",
         )
-    return instances, crowds, empty
+    return instances, crowds, empty, boxes
+
+
+def _fits(box: Box, own: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether an annotated box can be that of a mask whose own box is `own`, in a picture (height, width)."""
+    left, top, width, height = box
+    return (
+        min(width, height) > 0
+        and min(left, top) >= -BOX_SLACK
+        and left + width <= size[1] + BOX_SLACK
+        and top + height <= size[0] + BOX_SLACK
+        and min(left + width, own[0] + own[2]) > max(left, own[0])
+        and min(top + height, own[1] + own[3]) > max(top, own[1])
+    )
 
 
 def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
@@ -421,11 +459,13 @@ def _refuse_pictures(where: Path, names: list[str]) -> None:
     if names:
         raise InputError(
             str(where),
-            f"{len(names)} pictures missing, broken or of another size than annotated: {_first(names, 5)}",
+            f"{len(names)} pictures missing, broken or of another size than annotated: {first_names(names)}",
             "every picture opens and has its annotated height and width",
             "download these pictures again, or take their records and annotations out",
         )
 
 
-def _first(names: list[str], count: int) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+def first_names(names: Iterable[str], count: int = 5) -> str:
+    """The first `count` of some names, for a message that cannot hold all of them."""
+    listed = list(names)
+    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

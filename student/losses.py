@@ -39,9 +39,6 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         return Targets(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
-    def rows(self, chosen: slice) -> Targets:
-        return Targets(*(tensor[chosen] for tensor in vars(self).values()))
-
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean binary cross-entropy of each sample against probabilities `target`: [N]."""

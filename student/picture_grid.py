@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from passes.files import write_beside
 from student.crops import Mask, Pixels
 from student.cropset import CropSet
 
@@ -47,6 +48,6 @@ def prediction_grid(predict: Any, crops: CropSet, count: int = 24, columns: int 
 
 def save_png(path: Path, pixels: Pixels) -> None:
     """Writes a picture beside and renames it."""
-    beside = path.with_name(path.name + ".part")
-    Image.fromarray(pixels).save(beside, format="PNG")
-    os.replace(beside, path)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_beside(path, buffer.getvalue())

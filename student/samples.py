@@ -1,8 +1,9 @@
 """Training samples: views of pictures around annotated objects and around points a teacher was asked about.
 
-Pictures are decoded once and stay in memory while their samples are dealt, in the order of the deck; with a
-limit above the number of pictures each is decoded once in the whole run. Which sample is number k, and how it
-is augmented, follows from (seed, k) alone, so a run can be continued anywhere and shared by processes.
+Pictures are shuffled and used in groups that fit in memory: annotated objects and unlabelled points each
+decode a picture once an epoch, and only once in the whole run where all pictures fit. Which sample is number
+k, and how it is augmented, follows from (seed, k) alone, so a run can be continued anywhere. Of several
+processes each has its own share of the pictures.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from passes.errors import InputError
 from student.augment import Augmentation, View, draw_view, relight, show
-from student.crops import Mask, Pixels, Protocol, Window, bounding_box, window
+from student.crops import Mask, Pixels, Protocol, Window, bounding_box, prompt_point, window
 from student.evaluate import MEDIUM, SMALL
 from student.features import STRIDE, read_embedding, shown_features
 from student.instances import PictureRecord, read_picture
@@ -69,10 +70,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Material:
-    """A decoded picture and its samples.
+class DecodedPicture:
+    """A picture in memory and its samples.
 
-    `embedding` is the teacher's, float16 [C, g, g] (`features.read_embedding`), where hints are asked for.
+    Attributes:
+        pixels: RGB, uint8 [H, W, 3].
+        annotated, unlabelled: its samples of either kind.
+        embedding: the teacher's, float16 [C, g, g] (`features.read_embedding`), where hints are asked for.
     """
 
     pixels: Pixels
@@ -81,44 +85,64 @@ class Material:
     embedding: NDArray[np.float16] | None
 
 
-def material_of(
-    record: PictureRecord,
-    protocol: Protocol,
-    cache: TeacherCache | None,
-    embeddings: Path | None = None,
-    size_weights: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Material | None:
-    """Decodes a picture and its masks; None where the file is broken.
+@dataclass(frozen=True)
+class SampleSettings:
+    """How a picture becomes samples.
 
-    Args:
-        size_weights: of small, medium and large objects (function `size_weights`).
+    Attributes:
+        protocol: which window an object is shown in.
+        cache: the teacher's answers; None for none.
+        embeddings: the teacher's embeddings, `EMBEDDINGS/<fingerprint>`; None for no feature hints.
+        size_weights: of small, medium and large annotated objects (`size_weights`).
+    """
+
+    protocol: Protocol
+    cache: TeacherCache | None = None
+    embeddings: Path | None = None
+    size_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+def decode(record: PictureRecord, settings: SampleSettings) -> DecodedPicture | None:
+    """Reads a picture, its masks and what the teacher said; None where the file is broken.
+
+    Raises:
+        InputError: the cache's answers are about other objects than the annotations.
     """
     pixels = read_picture(record)
     if pixels is None:
         return None
+    cache = settings.cache
     lessons = cache.lessons(record.key) if cache is not None and record.key in cache else ()
     taught = {lesson.annotation_id: lesson for lesson in lessons if lesson.annotation_id >= 0}
     annotated = []
     for instance in record.instances:
         mask = instance.mask()
+        lesson = taught.get(instance.annotation_id)
+        if lesson is not None and (lesson.row, lesson.column) != prompt_point(mask):
+            raise InputError(
+                f"teacher cache, annotation {instance.annotation_id} of {record.key}",
+                f"was asked about at row {lesson.row}, column {lesson.column}",
+                f"this data set's prompt, row and column {prompt_point(mask)}",
+                "run `picosam2 teach` on this data set; the cache is of another one",
+            )
         left, top, width, height = bounding_box(mask)
         annotated.append(
             Sample(
-                window(protocol, mask, instance.box),
+                window(settings.protocol, mask, instance.box),
                 mask[top : top + height, left : left + width].copy(),
                 top,
                 left,
-                taught.get(instance.annotation_id),
-                size_weights[_size_class(instance.area)],
+                lesson,
+                settings.size_weights[_size_class(instance.area)],
             )
         )
     unlabelled = [
-        _unlabelled_sample(lesson, protocol, (record.height, record.width))
-        for lesson in lessons
-        if lesson.annotation_id < 0
+        _unlabelled_sample(lesson, settings.protocol) for lesson in lessons if lesson.annotation_id < 0
     ]
-    embedding = None if embeddings is None else read_embedding(embeddings, record.path.read_bytes())
-    return Material(pixels, tuple(annotated), tuple(unlabelled), embedding)
+    embedding = None
+    if settings.embeddings is not None:
+        embedding = read_embedding(settings.embeddings, record.path.read_bytes())
+    return DecodedPicture(pixels, tuple(annotated), tuple(unlabelled), embedding)
 
 
 COCO_SHARES = (0.41, 0.34, 0.24)
@@ -141,7 +165,7 @@ def _size_class(area: float) -> int:
     return sum(area >= limit for limit in (SMALL, MEDIUM))
 
 
-def _unlabelled_sample(lesson: Lesson, protocol: Protocol, size: tuple[int, int]) -> Sample:
+def _unlabelled_sample(lesson: Lesson, protocol: Protocol) -> Sample:
     """The protocol's window around what the teacher found; its box is known to a logit cell."""
     if protocol.box_margin is None:
         half = protocol.size // 2
@@ -153,45 +177,39 @@ def _unlabelled_sample(lesson: Lesson, protocol: Protocol, size: tuple[int, int]
     return Sample(place, None, 0, 0, lesson)
 
 
-class Shelf:
-    """Decoded pictures, the `limit` last used; safe to read from several threads."""
+class PictureStore:
+    """Decoded pictures, the `limit` last used; safe to read from several threads.
 
-    def __init__(
-        self,
-        records: Sequence[PictureRecord],
-        protocol: Protocol,
-        cache: TeacherCache | None,
-        limit: int,
-        embeddings: Path | None = None,
-        size_weights: Sequence[float] = (1.0, 1.0, 1.0),
-    ) -> None:
-        self.records, self.protocol, self.cache, self.limit = records, protocol, cache, limit
-        self.embeddings, self.size_weights = embeddings, size_weights
-        self.broken: dict[int, str] = {}
-        self._kept: OrderedDict[int, Material] = OrderedDict()
+    Attributes:
+        broken: keys of the pictures that could not be decoded.
+    """
+
+    def __init__(self, records: Sequence[PictureRecord], settings: SampleSettings, limit: int) -> None:
+        self.records, self.settings, self.limit = records, settings, limit
+        self.broken: set[str] = set()
+        self._kept: OrderedDict[int, DecodedPicture] = OrderedDict()
         self._lock = threading.Lock()
         self._being_read: dict[int, threading.Lock] = {}
 
-    def material(self, index: int) -> Material | None:
+    def picture(self, index: int) -> DecodedPicture | None:
         """Picture number `index`; None, and noted in `broken`, where the file cannot be decoded."""
+        key = self.records[index].key
         with self._lock:
             if index in self._kept:
                 self._kept.move_to_end(index)
                 return self._kept[index]
-            if index in self.broken:
+            if key in self.broken:
                 return None
             turn = self._being_read.setdefault(index, threading.Lock())
         with turn:  # one thread decodes, the others wait for it
             with self._lock:
                 if index in self._kept:
                     return self._kept[index]
-            found = material_of(
-                self.records[index], self.protocol, self.cache, self.embeddings, self.size_weights
-            )
+            found = decode(self.records[index], self.settings)
             with self._lock:
                 self._being_read.pop(index, None)
                 if found is None:
-                    self.broken[index] = self.records[index].key
+                    self.broken.add(key)
                     return None
                 self._kept[index] = found
                 while len(self._kept) > self.limit:
@@ -199,56 +217,46 @@ class Shelf:
         return found
 
 
-@dataclass(frozen=True)
-class Deck:
-    """Deals N samples again and again, each epoch in another order.
+class EpochOrder:
+    """N samples again and again, each epoch in another order.
 
-    Pictures are shuffled and dealt `pictures_at_once` at a time; the samples of those are shuffled among
-    themselves. So few pictures have to be in memory, and each is decoded once an epoch.
+    Pictures are shuffled and used `group` at a time; the samples of those are shuffled among themselves. So
+    few pictures have to be in memory, and each is decoded once an epoch.
 
-    Attributes:
-        pictures: int64 [N], the picture of each sample, ascending.
-        ordinals: int64 [N], which of its picture's samples it is.
+    Args:
+        counts: number of samples of each picture.
+        seed: of the orders.
     """
 
-    pictures: Indices
-    ordinals: Indices
-    pictures_at_once: int
-    seed: tuple[int, ...]
-
-    @staticmethod
-    def of(counts: Sequence[int], pictures_at_once: int, seed: tuple[int, ...]) -> Deck:
-        """A deck of `counts[i]` samples of picture i."""
-        pictures = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        ordinals = np.concatenate([np.arange(n, dtype=np.int64) for n in counts] or [np.zeros(0, np.int64)])
-        return Deck(pictures, ordinals, pictures_at_once, seed)
+    def __init__(self, counts: Sequence[int], group: int, seed: tuple[int, ...]) -> None:
+        self.pictures: Indices = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        self.ordinals: Indices = np.concatenate(
+            [np.arange(n, dtype=np.int64) for n in counts] or [np.zeros(0, np.int64)]
+        )
+        self.group, self.seed = group, seed
+        self._epoch = -1
+        self._order: Indices = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def order(self, epoch: int) -> Indices:
-        """The samples in the order in which this epoch deals them: a permutation of 0..N-1."""
+        """An epoch's order: a permutation of 0..N-1."""
         generator = np.random.default_rng((*self.seed, epoch))
         used = np.unique(self.pictures)
         group = np.empty(int(used[-1]) + 1, np.int64)
-        group[generator.permutation(used)] = np.arange(len(used)) // self.pictures_at_once
+        group[generator.permutation(used)] = np.arange(len(used)) // self.group
         return np.lexsort((generator.permutation(len(self)), group[self.pictures]))
 
-
-class Dealer:
-    """Deck positions to (picture, ordinal); remembers the order of the epoch it is in."""
-
-    def __init__(self, deck: Deck) -> None:
-        self.deck = deck
-        self._epoch = -1
-        self._order: Indices = np.zeros(0, np.int64)
-
     def at(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, len(self.deck))
+        """Picture and ordinal of a position, counted from the start of the run."""
+        epoch, place = divmod(position, len(self))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.deck.order(epoch)
-        chosen = self._order[place]
-        return int(self.deck.pictures[chosen]), int(self.deck.ordinals[chosen])
+            self._epoch, self._order = epoch, self.order(epoch)
+        return self.sample(int(self._order[place]))
+
+    def sample(self, number: int) -> tuple[int, int]:
+        return int(self.pictures[number]), int(self.ordinals[number])
 
 
 @dataclass(frozen=True)
@@ -273,66 +281,68 @@ class SampleStream:
 
     Args:
         records: the pictures; annotated ones and pictures only the teacher has seen.
-        unlabelled: one number for each step: how many of its samples are unlabelled.
+        unlabelled: int64 [steps], how many samples of each step are unlabelled.
         batch: samples in a step.
-        pictures_in_memory, embeddings: see `Shelf`.
-        sizes: `coco` to weigh annotated samples by `size_weights`; `data` to count them all alike.
+        group: pictures used together (`EpochOrder`); about twice as many stay in memory.
+        process: of several processes, which one this is; its augmentation differs from the others'.
+
+    Raises:
+        InputError: no annotated object.
     """
 
     def __init__(
         self,
         records: Sequence[PictureRecord],
-        protocol: Protocol,
-        cache: TeacherCache | None,
+        settings: SampleSettings,
         augmentation: Augmentation,
         unlabelled: NDArray[np.int64],
         batch: int,
         seed: int,
-        pictures_in_memory: int,
-        embeddings: Path | None = None,
-        sizes: str = "data",
+        group: int,
+        process: int = 0,
     ) -> None:
-        self.protocol, self.augmentation, self.seed, self.batch = protocol, augmentation, seed, batch
-        weights = size_weights(records) if sizes == "coco" else (1.0, 1.0, 1.0)
-        self.shelf = Shelf(records, protocol, cache, pictures_in_memory, embeddings, weights)
-        at_once = max(1, pictures_in_memory // 4)  # two decks, and the next group of each
+        self.settings, self.augmentation, self.batch = settings, augmentation, batch
+        self.seed, self.process = seed, process
+        # One group for annotated and one for unlabelled samples, and room for a step between two groups.
+        self.store = PictureStore(records, settings, 2 * group + 2 * batch)
         annotated = [len(record.instances) for record in records]
+        if not sum(annotated):
+            raise InputError(
+                f"training pictures of process {process}",
+                f"{len(records)} pictures without an annotated object",
+                "at least one object for each process",
+                "give more pictures, or use fewer processes",
+            )
+        cache = settings.cache
         points = [
             cache.unlabelled_count(record.key) if cache is not None and record.key in cache else 0
             for record in records
         ]
-        self._annotated = Dealer(Deck.of(annotated, at_once, (seed, 0)))
-        self._points = Dealer(Deck.of(points, at_once, (seed, 1)))
-        self._unlabelled = unlabelled if sum(points) else np.zeros_like(unlabelled)
-        if not sum(annotated) and not sum(points):
-            raise InputError("training data", "no sample", "at least one annotated object", "give other data")
-        if not sum(annotated):
-            self._unlabelled = np.full_like(unlabelled, batch)
-        self._dealt_points = np.concatenate([[0], np.cumsum(self._unlabelled)])
-
-    @property
-    def annotated(self) -> int:
-        return len(self._annotated.deck)
-
-    @property
-    def unlabelled(self) -> int:
-        return len(self._points.deck)
+        self.annotated = EpochOrder(annotated, group, (seed, 0))
+        self.unlabelled = EpochOrder(points, group, (seed, 1))
+        self._unlabelled_per_step = unlabelled if sum(points) else np.zeros_like(unlabelled)
+        self._unlabelled_before = np.concatenate([[0], np.cumsum(self._unlabelled_per_step)])
 
     def picks(self, step: int) -> list[tuple[bool, int, int]]:
         """(annotated, picture, ordinal) of each sample of a step: unlabelled ones spread among the others."""
-        points = int(self._unlabelled[step])
-        first_point = int(self._dealt_points[step])
+        points = int(self._unlabelled_per_step[step])
+        first_point = int(self._unlabelled_before[step])
         first_annotated = step * self.batch - first_point
-        chosen = [(True, *self._annotated.at(first_annotated + i)) for i in range(self.batch - points)]
-        chosen += [(False, *self._points.at(first_point + i)) for i in range(points)]
+        chosen = [(True, *self.annotated.at(first_annotated + i)) for i in range(self.batch - points)]
+        chosen += [(False, *self.unlabelled.at(first_point + i)) for i in range(points)]
         spread = np.random.default_rng((self.seed, 2, step)).permutation(self.batch)
         return [chosen[i] for i in spread]
 
-    def batch_at(self, step: int, rows: slice, pool: ThreadPoolExecutor | None = None) -> Batch:
-        """The samples of a step in `rows` (a process of several takes its share)."""
-        slots = range(self.batch)[rows]
+    def batch_at(self, step: int, pool: ThreadPoolExecutor | None = None) -> Batch:
+        """The samples of a step.
+
+        Raises:
+            InputError: a hundred broken pictures in a row; fewer are replaced by other samples.
+        """
         picks = self.picks(step)
-        made = list((pool.map if pool else map)(lambda slot: self._make(step, slot, *picks[slot]), slots))
+        made = list(
+            (pool.map if pool else map)(lambda slot: self._make(step, slot, *picks[slot]), range(self.batch))
+        )
         pixels, masks, logits, facts = (np.stack(part) for part in zip(*(m[:4] for m in made), strict=True))
         hints = [np.stack(part) for part in zip(*(m[4:] for m in made), strict=True) if part[0] is not None]
         features, inside = (torch.from_numpy(hint) for hint in hints) if hints else (None, None)
@@ -345,30 +355,29 @@ class SampleStream:
         )
 
     def _make(self, step: int, slot: int, annotated: bool, picture: int, ordinal: int) -> tuple[Any, ...]:
-        generator = np.random.default_rng((self.seed, 3, step, slot))
-        material = self.shelf.material(picture)
+        generator = np.random.default_rng((self.seed, 3, step, self.process * self.batch + slot))
+        found = self.store.picture(picture)
         tried = 0
-        while material is None:  # a broken file: another picture's sample takes the place
-            dealer = self._annotated if annotated else self._points
+        while found is None:  # a broken file: another picture's sample takes the place
+            order = self.annotated if annotated else self.unlabelled
             tried += 1
             if tried > 100:
                 raise InputError(
                     "training pictures",
-                    f"{len(self.shelf.broken)} broken, among them {next(iter(self.shelf.broken.values()))}",
+                    f"{len(self.store.broken)} broken, among them {min(self.store.broken)}",
                     "a few are skipped, not a hundred in a row",
                     "download the pictures again",
                 )
-            other = int(generator.integers(len(dealer.deck)))
-            picture, ordinal = int(dealer.deck.pictures[other]), int(dealer.deck.ordinals[other])
-            material = self.shelf.material(picture)
-        sample = (material.annotated if annotated else material.unlabelled)[ordinal]
-        return render(self.protocol, self.augmentation, material, sample, generator)
+            picture, ordinal = order.sample(int(generator.integers(len(order))))
+            found = self.store.picture(picture)
+        sample = (found.annotated if annotated else found.unlabelled)[ordinal]
+        return render(self.settings.protocol, self.augmentation, found, sample, generator)
 
 
 def render(
     protocol: Protocol,
     augmentation: Augmentation,
-    material: Material,
+    picture: DecodedPicture,
     sample: Sample,
     generator: np.random.Generator,
 ) -> tuple[NDArray[np.float32] | None, ...]:
@@ -379,9 +388,9 @@ def render(
         agreement, weight), all float32; see `losses.Targets`. Then the teacher's features [C, S / 8, S / 8]
         and where they are in the picture [S / 8, S / 8], or None twice.
     """
-    size = (material.pixels.shape[0], material.pixels.shape[1])
-    view = draw_view(augmentation, sample.place, size, sample.on_object, generator)
-    crop = relight(augmentation, show(material.pixels, view, protocol.size, protocol.pad_value), generator)
+    size = (picture.pixels.shape[0], picture.pixels.shape[1])
+    view = draw_view(augmentation, sample.place, protocol.size, size, sample.on_object, generator)
+    crop = relight(augmentation, show(picture.pixels, view, protocol.size, protocol.pad_value), generator)
     lesson = sample.lesson
     logits = np.zeros((protocol.size, protocol.size), np.float32)
     if lesson is not None:
@@ -398,8 +407,8 @@ def render(
     else:
         facts = (1.0, 1.0, lesson.predicted_iou, lesson.agreement, sample.weight)
     hints: tuple[NDArray[np.float32] | None, ...] = (None, None)
-    if material.embedding is not None:
-        hints = shown_features(material.embedding, size, view, protocol.size // STRIDE)
+    if picture.embedding is not None:
+        hints = shown_features(picture.embedding, size, view, protocol.size // STRIDE)
     return (
         np.ascontiguousarray(crop.transpose(2, 0, 1)),
         mask[None].astype(np.float32),

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.errors import InputError
-from student.crops import POINT_NATIVE_96, Box, Mask, bounding_box, prompt_point
+from passes.files import LOCK, locked, remove_abandoned_parts, write_beside
+from student.crops import POINT_NATIVE_96, Box, Mask, bounding_box, mask_iou, prompt_point
 from student.instances import InstanceSet, PictureRecord, read_picture
 from student.teacher_cache import (
     CacheHeader,
@@ -32,7 +33,6 @@ from student.teacher_cache import (
     finished_shard,
     quantized,
     read_header,
-    replace_file,
     write_header,
     write_shard,
 )
@@ -93,18 +93,33 @@ def teach(
         The header of the complete cache. Pictures that cannot be decoded teach nothing and are counted there.
 
     Raises:
-        InputError: no pictures, two pictures of the same key, settings out of range, or `out` holds
-            something else than this cache.
+        InputError: no pictures, two pictures of the same key, settings out of range, `out` holds something
+            else than this cache, or another process is making it.
     """
     settings = settings or TeachSettings()
     report = on_progress or (lambda done, total, message: None)
     records = [record for source in sources for record in source.pictures]
     plan = _plan(sources, records, teacher, settings, pictures_per_shard)
-    plan = _begun(out, plan)
+    _refuse_foreign(out)
+    with locked(out):
+        return _taught(_begun(out, plan), records, teacher, out, settings, embeddings, report)
+
+
+def _taught(
+    plan: CacheHeader,
+    records: Sequence[PictureRecord],
+    teacher: Teacher,
+    out: Path,
+    settings: TeachSettings,
+    embeddings: Path | None,
+    report: Progress,
+) -> CacheHeader:
+    """Makes the shards that are not there yet, and the complete header."""
+    remove_abandoned_parts(out)
     summaries: list[ShardSummary] = []
     for number in range(plan.number_of_shards):
-        first = number * pictures_per_shard
-        batch = records[first : first + pictures_per_shard]
+        first = number * plan.pictures_per_shard
+        batch = records[first : first + plan.pictures_per_shard]
         summary = finished_shard(out, number)
         if summary is None:
             pictures, broken = [], []
@@ -127,8 +142,6 @@ def teach(
         broken_names=tuple(broken_keys[:NAMES_TOLD]),
     )
     write_header(out, header)
-    for part in out.glob("*.part"):
-        part.unlink()
     return header
 
 
@@ -171,7 +184,7 @@ def _plan(
         raise InputError(
             f"picture {twice}",
             "is given twice",
-            "each FOLDER/FILE once",
+            "each picture (folder of the data set, path in it) once",
             "give each data set once, and folders of different names",
         )
     for name, value in asdict(settings).items():
@@ -204,21 +217,24 @@ def _plan(
     )
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Raises InputError where `out` is a file, or a folder with other things and no cache; writes nothing."""
+    if read_header(out) is not None or not out.is_dir():
+        return
+    foreign = sorted(p.name for p in out.iterdir() if p.name != LOCK and not p.name.endswith(".part"))
+    if foreign:
+        raise InputError(
+            f"teacher cache {out}",
+            f"holds other files ({foreign[0]})",
+            "an empty folder, or a cache made by the same call",
+            "give another --out",
+        )
+
+
 def _begun(out: Path, plan: CacheHeader) -> CacheHeader:
     """The plan as the first run wrote it; written now where this is the first run."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"teacher cache {out}", "is a file", "a folder", "give another --out")
     before = read_header(out)
     if before is None:
-        foreign = [p.name for p in out.iterdir() if not p.name.endswith(".part")] if out.is_dir() else []
-        if foreign:
-            raise InputError(
-                f"teacher cache {out}",
-                f"holds other files ({sorted(foreign)[0]})",
-                "an empty folder, or a cache made by the same call",
-                "give another --out",
-            )
-        out.mkdir(parents=True, exist_ok=True)
         write_header(out, plan)
         return plan
     asked = {
@@ -263,8 +279,7 @@ def _picture_lessons(
     lessons, kept = [], []
     for instance, mask, prompt, answer in zip(record.instances, masks, prompts, answers, strict=False):
         found = picture_mask(answer.logits, stride, record.height, record.width)
-        union = int(np.count_nonzero(mask | found))
-        agreement = int(np.count_nonzero(mask & found)) / union
+        agreement = mask_iou(mask, found)
         lessons.append(_lesson(record.key, instance.annotation_id, prompt, answer, stride, found, agreement))
         kept.append(found)
     if points:
@@ -280,7 +295,7 @@ def _unlabelled(
     settings: TeachSettings,
 ) -> list[Lesson]:
     """Lessons of the answers worth keeping, best predicted IoU first; `taken` are masks already taught."""
-    kept = [mask.ravel() for mask in taken]
+    kept = list(taken)
     lessons = []
     for answer in sorted(answers, key=lambda answer: -answer.predicted_iou):
         if (
@@ -292,18 +307,15 @@ def _unlabelled(
         area = int(np.count_nonzero(mask))
         if area < max(settings.minimum_area, 1):
             continue
-        flat = mask.ravel()
-        if any(_overlap(flat, other) > settings.maximum_overlap for other in kept):
+        if any(mask_iou(mask, other) > settings.maximum_overlap for other in kept):
             continue
-        kept.append(flat)
         prompt = Prompt(*prompt_point(mask))
-        lessons.append(_lesson(record.key, -1, prompt, answer, stride, mask, math.nan))
+        lesson = _lesson(record.key, -1, prompt, answer, stride, mask, math.nan)
+        if not (lesson.logits > 0).any():  # all of it so uncertain that the stored steps say outside
+            continue
+        kept.append(mask)
+        lessons.append(lesson)
     return lessons
-
-
-def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """IoU of two masks, one of which has pixels."""
-    return int(np.count_nonzero(one & other)) / int(np.count_nonzero(one | other))
 
 
 def _lesson(
@@ -351,11 +363,9 @@ def _embedded(record: PictureRecord, teacher: Teacher, folder: Path | None) -> E
         picture = read_picture(record)
         return None if picture is None else teacher.embed(picture)
     try:
-        with record.path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        path = embedding_path(embeddings_folder(folder, teacher.fingerprint), record.path.read_bytes())
     except OSError:
         return None
-    path = embeddings_folder(folder, teacher.fingerprint) / f"{digest}.npy"
     try:
         return Embedding(np.load(path, allow_pickle=False), record.height, record.width)
     except (OSError, ValueError, EOFError):  # absent or damaged: made now
@@ -365,7 +375,7 @@ def _embedded(record: PictureRecord, teacher: Teacher, folder: Path | None) -> E
         return None
     embedding = teacher.embed(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, _npy(embedding.features))
+    write_beside(path, _npy(embedding.features))
     return embedding
 
 
@@ -379,3 +389,8 @@ def _npy(array: NDArray[np.float16]) -> bytes:
 def embeddings_folder(folder: Path, fingerprint: str) -> Path:
     """Where the embeddings of one teacher lie in a folder of several."""
     return folder / fingerprint[:16]
+
+
+def embedding_path(folder: Path, picture: bytes) -> Path:
+    """The file of a picture's embedding in one teacher's folder; `picture` is the picture's file, whole."""
+    return folder / f"{hashlib.sha256(picture).hexdigest()}.npy"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.errors import InputError
+from passes.files import write_beside
 
 LOGIT_STEP = 0.125
 """Logits are stored as int8 in this step, saturated at +-15.875."""
@@ -141,10 +141,11 @@ class ShardSummary:
 
 
 class TeacherCache:
-    """Reads a complete cache: a shard is checked once, when one of its pictures is first asked for.
+    """Reads a complete cache, in any order of pictures.
 
-    After that one block is read for each picture, whatever the order. Only the shards' indices stay in memory
-    and no file stays open, so a cache may be shared by threads and processes.
+    A shard is read whole and checked when one of its pictures is first asked for (by several threads at once:
+    perhaps more than once). Later calls read the picture's block alone and check nothing. The indices of
+    shards stay in memory, lessons do not, and no file stays open: threads and processes may share a cache.
 
     Args:
         directory: the cache's folder.
@@ -188,7 +189,13 @@ class TeacherCache:
         return _unpacked(picture_key, zlib.decompress(block), count)
 
     def unlabelled_count(self, picture_key: str) -> int:
-        """How many of a picture's lessons are unlabelled. Raises as `lessons`, but looks at no logits."""
+        """How many of a picture's lessons are unlabelled.
+
+        Looks at no logits, and at no shard where the whole cache has no unlabelled lesson; else raises as
+        `lessons`.
+        """
+        if not self.header.unlabelled:
+            return 0
         block, count = self._block(picture_key)
         table = zlib.decompressobj().decompress(block, max(1, count * _RECORD.itemsize))
         return int((np.frombuffer(table, _RECORD, count)["annotation_id"] < 0).sum())
@@ -252,15 +259,20 @@ def quantized(logits: NDArray[np.float32]) -> NDArray[np.int8]:
 def write_header(directory: Path, header: CacheHeader) -> None:
     """Writes header.json (beside, then renamed)."""
     text = json.dumps({"schema": SCHEMA, **vars(header)}, indent=1, sort_keys=True) + "\n"
-    replace_file(directory / "header.json", text.encode())
+    write_beside(directory / "header.json", text.encode())
 
 
 def read_header(directory: Path) -> CacheHeader | None:
     """The header, complete or not; None where the folder has none.
 
     Raises:
-        InputError: a header of another schema, or none at all under that name.
+        InputError: no folder, a header of another schema or none at all under that name, or one that cannot
+            be read.
     """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(
+            f"teacher cache {directory}", "is a file", "a folder", "give the folder of picosam2 teach --out"
+        )
     path = directory / "header.json"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -271,7 +283,11 @@ def read_header(directory: Path) -> CacheHeader | None:
             return CacheHeader(**fields)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except OSError as error:
+        raise InputError(
+            str(path), f"cannot be read ({error.strerror})", "a readable file", "correct its permissions"
+        ) from error
+    except (ValueError, KeyError, AttributeError, TypeError):
         schema = None
     raise InputError(
         str(path),
@@ -308,8 +324,8 @@ def write_shard(
         tuple(broken),
     )
     path = shard_path(directory, number)
-    replace_file(path, data)
-    replace_file(path.with_suffix(".json"), (json.dumps(vars(summary), sort_keys=True) + "\n").encode())
+    write_beside(path, data)
+    write_beside(path.with_suffix(".json"), (json.dumps(vars(summary), sort_keys=True) + "\n").encode())
     return summary
 
 
@@ -324,16 +340,6 @@ def finished_shard(directory: Path, number: int) -> ShardSummary | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file beside its place and renames it, so that a reader sees all of it or the old one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
 
 
 def _packed(lessons: Sequence[Lesson]) -> bytes:

@@ -131,7 +131,7 @@ class Sam2:
 
     Args:
         directory: holds `SAM2_FILES`.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         InputError: the directory is no such checkpoint, or there is no such device.
@@ -153,8 +153,7 @@ class Sam2:
                 "4.56 or newer within 4.x",
                 "pip install 'transformers>=4.56,<5'",
             ) from error
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"device {device}", "no such GPU here", "cpu or cuda", "use --device cpu")
+        _require_device(device)
         # the published checkpoints hold the video model, of which the image model is a part; loading says so
         before = remarks.get_verbosity()
         remarks.set_verbosity(logging.ERROR)
@@ -266,6 +265,25 @@ _GET_SAM2 = (
     f"give a directory with {', '.join(SAM2_FILES)}, for instance from `huggingface-cli download "
     "facebook/sam2.1-hiera-tiny --local-dir DIR`"
 )
+
+
+def _require_device(device: str) -> None:
+    """Raises InputError for what names no device, or none of this machine."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        named = None
+    there = {"cpu": 1, "cuda": gpus}
+    if named is None or (named.index or 0) >= there.get(named.type, 0):
+        raise InputError(
+            f"device {device}",
+            "no such device here",
+            f"cpu, or cuda:N for one of {gpus} GPUs",
+            "use --device cpu",
+        )
 
 
 def _refuse_incomplete(directory: Path) -> None:

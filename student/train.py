@@ -6,12 +6,13 @@ run that was killed and continued sees the same batches, and ends with the same 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -24,19 +25,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from passes.contract import InputContract, centred
-from passes.errors import InputError
+from passes.errors import InputError, first_line
+from passes.files import locked, write_beside
 from student.allocator import keep_freed_memory
 from student.checkpoint import load_checkpoint, save_checkpoint
 from student.crops import PROTOCOLS
-from student.cropset import CropSet, load_crops
 from student.evaluate import evaluate, normalise, predictor
 from student.features import Hinted, feature_loss
-from student.instances import InstanceSet, PictureRecord
 from student.losses import Targets, labels_loss, paper_loss, soft_loss
 from student.networks import NETWORKS
 from student.recipe import Recipe, changed
-from student.samples import Batch, SampleStream
-from student.teacher_cache import TeacherCache
+from student.run_log import RunLog
+from student.samples import Batch, SampleSettings, SampleStream, size_weights
+from student.training_data import TrainingData
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,30 +62,10 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Pictures to learn from and pictures to judge by, no picture in both.
-
-    Attributes:
-        records: annotated pictures and, after them, pictures only a teacher has seen.
-        held_out: crops of annotated pictures that are never trained on.
-        cache: the teacher's answers; None to train without.
-        name: the data sets' names, for the card.
-        crowds, empty: annotations left out.
-    """
-
-    records: tuple[PictureRecord, ...]
-    held_out: CropSet
-    cache: TeacherCache | None
-    name: str
-    crowds: int
-    empty: int
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a run ends with: the chosen EMA weights, the curve, and the seconds of all its parts together.
 
-    `seconds` counts the time of the steps, `samples_per_second` that of the last process alone.
+    `broken` names pictures that could not be decoded and were replaced by others.
     """
 
     network: nn.Module
@@ -95,63 +76,18 @@ class Outcome:
     broken: tuple[str, ...]
 
 
-def training_data(
-    recipe: Recipe,
-    annotated: InstanceSet,
-    folders: Sequence[InstanceSet] = (),
-    cache: TeacherCache | None = None,
-) -> TrainingData:
-    """Holds out every `recipe.held_out`-th annotated picture; nothing of it is trained on.
-
-    Raises:
-        InputError: nothing left to train on, a distilling recipe without a cache, or a cache that knows none
-            of the pictures.
-    """
-    if recipe.loss != "labels" and cache is None:
-        raise InputError(
-            f"loss {recipe.loss}",
-            "no teacher cache",
-            "one made by `picosam2 teach`",
-            "give --teacher-cache, or --loss labels to train without a teacher",
-        )
-    with_objects = [record for record in annotated.pictures if record.instances]
-    held = {record.id for record in with_objects[:: recipe.held_out]}
-    held_set = tuple(record for record in with_objects if record.id in held)
-    rest = tuple(record for record in annotated.pictures if record.id not in held)
-    extra = tuple(record for folder in folders for record in folder.pictures)
-    if not any(record.instances for record in rest):
-        raise InputError(
-            annotated.name,
-            f"{len(with_objects)} picture with objects",
-            "two or more: one is held out",
-            "give more pictures",
-        )
-    if cache is not None and not any(record.key in cache for record in (*rest, *extra)):
-        raise InputError(
-            "teacher cache",
-            f"none of the pictures of {annotated.name} is in it",
-            "the cache of these pictures (named by folder and file)",
-            "run `picosam2 teach` with the same --data and --split",
-        )
-    crops = load_crops(
-        InstanceSet(annotated.name, held_set, annotated.categories, 0, 0), PROTOCOLS[recipe.protocol]
-    )
-    name = " + ".join([annotated.name, *(folder.name for folder in folders)])
-    return TrainingData(rest + extra, crops, cache, name, annotated.crowds, annotated.empty)
-
-
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to 0 at the last step."""
+    """Linear warm-up, then half a cosine that would reach 0 one step after the last."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def unlabelled_per_step(recipe: Recipe) -> NDArray[np.int64]:
-    """How many samples of each step are unlabelled: int64 [steps], its share linear over the run."""
+def unlabelled_per_step(recipe: Recipe, batch: int) -> NDArray[np.int64]:
+    """How many of `batch` samples of each step are unlabelled: int64 [steps], linear over the run."""
     share = np.linspace(recipe.unlabelled_first, recipe.unlabelled_last, recipe.steps)
-    wanted = np.concatenate([[0.0], np.cumsum(share * recipe.batch)])
+    wanted = np.concatenate([[0.0], np.cumsum(share * batch)])
     whole = np.floor(wanted + 1e-9).astype(np.int64)
     return whole[1:] - whole[:-1]
 
@@ -185,7 +121,6 @@ def train(
     embeddings: Path | None = None,
     cpu: bool = False,
     workers: int = 1,
-    pictures_in_memory: int = 4096,
     on_progress: Progress = lambda done, total, text: None,
 ) -> Outcome:
     """Runs the recipe, or goes on with the run kept in `directory`, and writes its checkpoint and card there.
@@ -195,7 +130,6 @@ def train(
         embeddings: `EMBEDDINGS/<fingerprint>` of the teacher, for feature hints; None trains without.
         cpu: no GPU even where there is one.
         workers: threads that prepare samples.
-        pictures_in_memory: decoded pictures kept, about 1 MB each for COCO.
 
     Raises:
         InputError: `directory` cannot be written, or holds a broken run or one with other settings; the batch
@@ -204,61 +138,76 @@ def train(
     from accelerate import Accelerator
 
     keep_freed_memory()
-    accelerator = Accelerator(cpu=cpu)
-    share = _share(recipe, accelerator)
+    # Autocast is the recipe's own: what `accelerate config` says about precision is not asked.
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+    main, process, processes = (
+        accelerator.is_main_process,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    if recipe.batch % processes:
+        raise InputError(
+            "batch",
+            f"{recipe.batch} samples for {processes} processes",
+            "a multiple of the number of processes",
+            f"give --batch {math.ceil(recipe.batch / processes) * processes}",
+        )
     protocol = PROTOCOLS[recipe.protocol]
     contract = centred(3, protocol.size, protocol.size)
-    _make_directory(directory)
+    weights = size_weights(data.records) if recipe.sizes == "coco" else (1.0, 1.0, 1.0)
     stream = SampleStream(
-        data.records,
-        protocol,
-        data.cache,
+        data.records[process::processes],
+        SampleSettings(protocol, data.cache, embeddings, weights),
         recipe.augmentation,
-        unlabelled_per_step(recipe),
-        recipe.batch,
+        unlabelled_per_step(recipe, recipe.batch // processes),
+        recipe.batch // processes,
         recipe.seed,
-        pictures_in_memory,
-        embeddings,
-        recipe.sizes,
+        recipe.group,
+        process,
     )
-    run = _Run(recipe, accelerator, start_from, hinted=embeddings is not None)
-    if (directory / STATE).exists():
-        run.restore(directory / STATE)
-    accelerator.wait_for_everyone()
-    main = accelerator.is_main_process
-    log = _Log(directory, data.held_out, contract, run.step) if main else None
-    scored = predictor(run.averaged, contract, bfloat16=run.bfloat16)
-    point_every = max(1, recipe.steps // recipe.points)
-    clock = saved = time.monotonic()
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(max(1, workers)) as pool:
-        coming: Future[Batch] | None = None
-        while run.step < recipe.steps:
-            batch = coming.result() if coming else stream.batch_at(run.step, share, pool)
-            if run.step + 1 < recipe.steps:
-                coming = ahead.submit(stream.batch_at, run.step + 1, share, pool)
-            run.advance(normalise(batch.pixels, contract), batch)
-            last = run.step == recipe.steps
-            at_point = run.step % point_every == 0 or last
-            if at_point and log is not None:
-                run.add_point(float(evaluate(scored, data.held_out).mean()))
-                log.point(run, scored)
-            now = time.monotonic()
-            run.seconds += now - clock
-            clock = now
-            if main and (at_point or now - saved > SAVE_EVERY):
-                run.save(directory / STATE)
-                saved = now
-            on_progress(run.step, recipe.steps, _line(run))
-    accelerator.wait_for_everyone()
-    outcome = run.outcome(contract, tuple(sorted(stream.shelf.broken.values())))
-    if log is not None:
-        log.close()
-        save_checkpoint(directory / CHECKPOINT, outcome.network, contract)
-        card = _card(
-            recipe, data, stream, outcome, start_from, accelerator, run.bfloat16, embeddings is not None
-        )
-        _write(directory / CARD, json.dumps(card, indent=2) + "\n")
-    accelerator.wait_for_everyone()
+    run = _Run(recipe, accelerator, data.digest, start_from, hinted=embeddings is not None)
+    with locked(directory) if main else contextlib.nullcontext():
+        if (directory / STATE).exists():
+            run.restore(directory / STATE)
+            stream.store.broken.update(run.broken)
+        accelerator.wait_for_everyone()
+        log = RunLog(directory, data.held_out, run.step) if main else None
+        scored = predictor(run.averaged, contract, bfloat16=run.bfloat16)
+        point_every = max(1, recipe.steps // recipe.points)
+        clock = saved = time.monotonic()
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(max(1, workers)) as pool:
+            coming: Future[Batch] | None = None
+            while run.step < recipe.steps:
+                batch = coming.result() if coming else stream.batch_at(run.step, pool)
+                if run.step + 1 < recipe.steps:
+                    coming = ahead.submit(stream.batch_at, run.step + 1, pool)
+                run.advance(normalise(batch.pixels, contract), batch)
+                at_point = run.step % point_every == 0 or run.step == recipe.steps
+                if at_point and log is not None:
+                    run.add_point(float(evaluate(scored, data.held_out).mean()))
+                    point = run.curve[-1]
+                    scalars = {
+                        "loss/train": point.loss,
+                        "miou/held_out": point.held_out_miou,
+                        "learning_rate": learning_rate(recipe, run.step - 1),
+                    }
+                    log.point(run.step, scalars, scored)
+                now = time.monotonic()
+                run.seconds += now - clock
+                clock = now
+                if main and (at_point or now - saved > SAVE_EVERY):
+                    run.broken = sorted(stream.store.broken)
+                    run.save(directory / STATE)
+                    saved = now
+                on_progress(run.step, recipe.steps, _line(run))
+        accelerator.wait_for_everyone()
+        outcome = run.outcome(contract)
+        if log is not None:
+            log.close()
+            save_checkpoint(directory / CHECKPOINT, outcome.network, contract)
+            card = _card(recipe, data, stream, outcome, run)
+            write_beside(directory / CARD, (json.dumps(card, indent=2) + "\n").encode())
+        accelerator.wait_for_everyone()
     return outcome
 
 
@@ -266,12 +215,22 @@ class _Run:
     """The state of a run: what a step changes and what its file keeps."""
 
     def __init__(
-        self, recipe: Recipe, accelerator: Accelerator, start_from: Path | None, *, hinted: bool
+        self, recipe: Recipe, accelerator: Accelerator, data: str, start_from: Path | None, *, hinted: bool
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.accelerator = recipe, accelerator
-        self.started_from = _digest(start_from) if start_from else None
         device = accelerator.device
+        self.bfloat16 = computes_in_bfloat16(recipe, device)
+        self.started_from = _digest(start_from) if start_from else None
+        self.conditions: dict[str, Any] = {
+            "--data, --unlabelled or --teacher-cache": data,
+            "--start-from": self.started_from,
+            "--embeddings": hinted,
+            "number of processes": accelerator.num_processes,
+            "--threads": torch.get_num_threads() if device.type == "cpu" else 0,
+            "device": device.type,
+            "number format of the hardware": self.bfloat16,
+        }
         self.network = _fresh(recipe.network, device)
         if start_from is not None:
             checkpoint = load_checkpoint(start_from)
@@ -298,12 +257,12 @@ class _Run:
             lr=recipe.learning_rate,
             fused=True,
         )
-        self.bfloat16 = computes_in_bfloat16(recipe, device)
         self.step = 0
         self.seconds = 0.0
         self.losses: list[float] = []
         self.curve: list[CurvePoint] = []
         self.best: tuple[CurvePoint, dict[str, Tensor]] | None = None
+        self.broken: list[str] = []
 
     def advance(self, inputs: Tensor, batch: Batch) -> None:
         """One optimizer step on this process's normalised pictures, float32 [B, 3, S, S]."""
@@ -321,6 +280,14 @@ class _Run:
             weight = self.recipe.feature_weight * (1.0 - self.step / self.recipe.steps)
             apart = feature_loss(features.float(), batch.features.to(device), batch.inside.to(device))
             loss = loss + weight * apart.mean()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise InputError(
+                f"training, step {self.step}",
+                f"a loss of {value}",
+                "a finite number",
+                "delete the run's directory and lower --set learning_rate, or use --set precision=fp32",
+            )
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         nn.utils.clip_grad_norm_(self.learner.parameters(), self.recipe.gradient_norm)
@@ -328,7 +295,7 @@ class _Run:
         # A short memory at the start, or the random initial weights would stay in the mean for long.
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         _average(self.averaged, self.network, decay)
-        self.losses.append(float(loss.detach()))
+        self.losses.append(value)
         self.step += 1
 
     def add_point(self, held_out_miou: float) -> None:
@@ -339,7 +306,8 @@ class _Run:
             weights = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
             self.best = (point, weights)
 
-    def outcome(self, contract: InputContract, broken: tuple[str, ...]) -> Outcome:
+    def outcome(self, contract: InputContract) -> Outcome:
+        broken = tuple(self.broken)
         if self.best is None:  # a process that does not judge
             return Outcome(self.averaged.eval(), contract, (), CurvePoint(self.step, 0.0, 0.0), 0.0, broken)
         chosen = self.best[0] if self.recipe.select else self.curve[-1]
@@ -348,12 +316,9 @@ class _Run:
         return Outcome(self.averaged.eval(), contract, tuple(self.curve), chosen, self.seconds, broken)
 
     def save(self, path: Path) -> None:
-        assert self.best is None or isinstance(self.best[1], dict)
         state = {
             "recipe": asdict(self.recipe),
-            "started_from": self.started_from,
-            "hinted": isinstance(self.learner, Hinted),
-            "processes": self.accelerator.num_processes,
+            "conditions": self.conditions,
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
@@ -362,27 +327,27 @@ class _Run:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": None if self.best is None else [asdict(self.best[0]), self.best[1]],
+            "broken": self.broken,
         }
-        beside = path.with_name(path.name + ".part")
-        torch.save(state, beside)
-        os.replace(beside, path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_beside(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Raises InputError where the file is broken or of another recipe."""
+        """Raises InputError where the file is broken or of a run under other conditions."""
         try:
-            state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
-            kept = dict(state["recipe"])
+            # Always to the CPU: load_state_dict moves what it takes to where it belongs.
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            differing = changed(self.recipe, dict(state["recipe"]))
+            kept = dict(state["conditions"])
         except Exception as error:  # damaged pickles raise whatever the damaged bytes say
             raise InputError(
-                str(path), "no readable run", "a file written by `picosam2 train`", "delete it to start anew"
+                str(path),
+                f"no readable run ({type(error).__name__}: {first_line(error)})",
+                "a file written by this version of `picosam2 train`",
+                "move it away to start anew",
             ) from error
-        differing = changed(self.recipe, kept)
-        if state["started_from"] != self.started_from:
-            differing.append("--start-from")
-        if state["hinted"] != isinstance(self.learner, Hinted):
-            differing.append("--embeddings")
-        if state["processes"] != self.accelerator.num_processes:
-            differing.append("number of processes")
+        differing += [name for name, value in self.conditions.items() if kept.get(name) != value]
         if differing:
             raise InputError(
                 str(path),
@@ -395,51 +360,9 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
         self.curve = [CurvePoint(**point) for point in state["curve"]]
+        self.broken = list(state["broken"])
         if state["best"] is not None:
             self.best = (CurvePoint(**state["best"][0]), state["best"][1])
-
-
-class _Log:
-    """What people look at during a run: TensorBoard's scalars, and pictures of what the network sees."""
-
-    def __init__(self, directory: Path, held_out: CropSet, contract: InputContract, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined]
-
-        self.directory, self.held_out = directory, held_out
-        self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
-
-    def point(self, run: _Run, predict: Any) -> None:
-        from student.picture_grid import prediction_grid, save_png
-
-        point = run.curve[-1]
-        rate = learning_rate(run.recipe, run.step - 1)
-        for name, value in (
-            ("loss/train", point.loss),
-            ("miou/held_out", point.held_out_miou),
-            ("learning_rate", rate),
-        ):
-            self.writer.add_scalar(name, value, run.step)  # type: ignore[no-untyped-call]
-        grid = prediction_grid(predict, self.held_out)
-        self.writer.add_image("held_out", grid, run.step, dataformats="HWC")  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
-        save_png(self.directory / "predictions.png", grid)
-
-    def close(self) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
-
-
-def _share(recipe: Recipe, accelerator: Accelerator) -> slice:
-    """This process's samples of a step."""
-    processes = accelerator.num_processes
-    if recipe.batch % processes:
-        raise InputError(
-            "batch",
-            f"{recipe.batch} samples for {processes} processes",
-            "a multiple of the number of processes",
-            f"give --batch {math.ceil(recipe.batch / processes) * processes}",
-        )
-    each = recipe.batch // processes
-    return slice(accelerator.process_index * each, (accelerator.process_index + 1) * each)
 
 
 def _fresh(network_name: str, device: torch.device) -> nn.Module:
@@ -464,45 +387,44 @@ def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def _card(
-    recipe: Recipe,
-    data: TrainingData,
-    stream: SampleStream,
-    outcome: Outcome,
-    start_from: Path | None,
-    accelerator: Accelerator,
-    bfloat16: bool,
-    hinted: bool,
+    recipe: Recipe, data: TrainingData, stream: SampleStream, outcome: Outcome, run: _Run
 ) -> dict[str, Any]:
+    cache = data.cache
     return {
         "recipe": asdict(recipe),
         "data": {
             "name": data.name,
+            "sha256": data.digest,
             "pictures": len(data.records),
-            "annotated_samples": stream.annotated,
-            "unlabelled_samples": stream.unlabelled,
+            "annotated_samples": sum(len(record.instances) for record in data.records),
+            "unlabelled_samples": len(stream.unlabelled) if run.accelerator.num_processes == 1 else None,
+            "size_weights": stream.settings.size_weights,
             "held_out_pictures": len(np.unique(data.held_out.picture_ids)),
             "held_out_samples": len(data.held_out),
             "crowds_left_out": data.crowds,
             "empty_left_out": data.empty,
+            "pictures_left_out": list(data.left_out),
             "broken_pictures": list(outcome.broken),
         },
         "teacher": None
-        if data.cache is None
+        if cache is None
         else {
-            "name": data.cache.header.teacher,
-            "fingerprint": data.cache.header.fingerprint,
-            "settings": dict(data.cache.header.settings),
-            "shards": hashlib.sha256("".join(data.cache.header.shards).encode()).hexdigest(),
+            "name": cache.header.teacher,
+            "fingerprint": cache.header.fingerprint,
+            "settings": dict(cache.header.settings),
+            "shards": hashlib.sha256("".join(cache.header.shards).encode()).hexdigest(),
+            "pictures_taught": sum(record.key in cache for record in data.records),
         },
-        "feature_hints": hinted,
-        "started_from_sha256": _digest(start_from) if start_from else None,
+        "feature_hints": isinstance(run.learner, Hinted),
+        "started_from_sha256": run.started_from,
         "curve": [asdict(point) for point in outcome.curve],
         "chosen": asdict(outcome.chosen),
         "contract": json.loads(outcome.contract.dumps()),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "pillow", "pycocotools")},
-        "device": accelerator.device.type,
-        "processes": accelerator.num_processes,
-        "bfloat16": bfloat16,
+        "device": run.accelerator.device.type,
+        "processes": run.accelerator.num_processes,
+        "threads": run.conditions["--threads"],
+        "bfloat16": run.bfloat16,
         "seconds": round(outcome.seconds, 1),
     }
 
@@ -511,21 +433,3 @@ def _digest(path: Path) -> str:
     if not path.is_file():
         raise InputError(str(path), "no such file", "a checkpoint", "correct --start-from")
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _make_directory(directory: Path) -> None:
-    """Found out before the run, not after it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            str(directory), f"cannot be made ({error.strerror})", "a writable folder", "correct --out"
-        ) from error
-    if not os.access(directory, os.W_OK):
-        raise InputError(str(directory), "cannot be written", "a writable folder", "correct --out")
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    os.replace(beside, path)

@@ -8,7 +8,7 @@ import onnx.helper as oh
 import onnx.numpy_helper as onh
 import pytest
 
-from compiler.agreement import mask_iou, measure_agreement
+from compiler.agreement import measure_agreement
 from compiler.dialect import output_grid, quantized_weight, to_standard
 from passes import graph as graphs
 from tests.graphs import run
@@ -81,12 +81,6 @@ def test_a_weight_by_hand():
 def test_the_grid_of_an_output(proto):
     grid = output_grid(graphs.from_proto(proto).graph.outputs[0])
     assert (grid.bits, grid.signed, grid.step, grid.lowest, grid.highest) == (8, False, 0.25, 0, 255)
-
-
-def test_mask_iou():
-    a = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]]], dtype=bool)
-    b = np.array([[[0, 1, 1, 0]], [[0, 0, 0, 0]], [[0, 1, 0, 0]]], dtype=bool)
-    assert mask_iou(a, b).tolist() == [1 / 3, 1.0, 0.0]
 
 
 def test_agreement_of_a_network_with_itself_is_full_and_of_another_is_not(proto):

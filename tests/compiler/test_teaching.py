@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from compiler.cli import run
 from compiler.sam_onnx import SamOnnx
 from compiler.teaching import TeachOptions, open_teacher, run_teaching
 from passes.errors import InputError
@@ -20,6 +22,7 @@ from student.instances import load_instances, read_picture
 from student.teach import TeachSettings
 from student.teacher_cache import TeacherCache
 from student.teachers import Prompt, picture_mask
+from tests.pictures import write_coco
 
 ROOT = Path(__file__).parents[2]
 DECODER_INPUTS = {
@@ -199,6 +202,23 @@ def test_the_command_makes_a_cache_and_says_what_is_next(
     before = (tmp_path / "out" / "header.json").read_bytes()
     run_teaching(options)
     assert (tmp_path / "out" / "header.json").read_bytes() == before
+
+
+def test_the_default_split_is_that_for_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a val file lies beside: `teach` and `train` must not learn from it."""
+    folder = write_coco(tmp_path / "lvis")
+    annotations = folder / "annotations" / "instances_train2017.json"
+    for part in ("train", "val"):
+        (folder / f"lvis_v1_{part}.json").write_bytes(annotations.read_bytes())
+    data = ["--data", f"lvis:{folder}", "--out", str(tmp_path / "out")]
+    settings = ["--cpu", "--steps", "1", "--batch", "2", "--threads", "1", "--quiet", "--set", "held_out=2"]
+    assert run(["train", *data, *settings]) == 0
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["data"]["name"] == "lvis v1 train"
+    (folder / "lvis_v1_train.json").unlink()
+    capsys.readouterr()
+    for command in (["train", *data], ["teach", *data, "--teacher", "onnx:nowhere"]):
+        assert run(command) == 1
+        assert "one file of split train" in capsys.readouterr().err
 
 
 def test_the_real_teacher_finds_annotated_objects(data: Path) -> None:

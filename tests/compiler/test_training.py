@@ -12,13 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from pycocotools import mask as rle
 
 from compiler.cli import run
 from student.checkpoint import load_checkpoint
+from tests.pictures import write_coco
 
 SMALL = [
     "--cpu",
@@ -38,34 +36,7 @@ SMALL = [
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     """A COCO folder of eight pictures with one bright square each."""
-    generator = np.random.default_rng(0)
-    (tmp_path / "coco" / "train2017").mkdir(parents=True)
-    (tmp_path / "coco" / "annotations").mkdir()
-    images, annotations = [], []
-    for number in range(1, 9):
-        pixels = generator.integers(0, 60, (120, 140, 3), dtype=np.uint8)
-        top, left, side = (int(generator.integers(*ends)) for ends in ((0, 80), (0, 100), (20, 40)))
-        pixels[top : top + side, left : left + side] = (220, 200, 40)
-        mask = np.zeros((120, 140), np.uint8)
-        mask[top : top + side, left : left + side] = 1
-        code = rle.encode(np.asfortranarray(mask))
-        name = f"{number:012d}.png"
-        Image.fromarray(pixels).save(tmp_path / "coco" / "train2017" / name)
-        images.append({"id": number, "file_name": name, "height": 120, "width": 140})
-        annotations.append(
-            {
-                "id": number,
-                "image_id": number,
-                "category_id": 1,
-                "iscrowd": 0,
-                "bbox": rle.toBbox(code).tolist(),
-                "area": float(mask.sum()),
-                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
-            }
-        )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
-    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    return tmp_path / "coco"
+    return write_coco(tmp_path / "coco", pictures=8, squares=1)
 
 
 def command(squares: Path, out: Path, steps: int) -> list[str]:
@@ -154,49 +125,41 @@ def test_killed_at_three_random_moments_a_run_ends_in_the_same_bytes(squares: Pa
 
 @pytest.mark.slow
 def test_two_processes_train_one_student(squares: Path, tmp_path: Path) -> None:
-    """Through torchrun, with gloo: the same run twice gives the same bytes, and it learns."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    for out in ("first", "second"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-                *("--master_addr", "127.0.0.1", "--master_port", str(port), "-m", "compiler.cli"),
-                *command(squares, tmp_path / out, 12),
-                *("--batch", "4", "--set", "ema=0.5"),
-            ],
-            env=environment,
-            check=True,
-            timeout=300,
-            stderr=subprocess.PIPE,
-        )
+    """Through torchrun, with gloo: the same run twice gives the same bytes, it learns, and it can be resumed."""
     first, second = tmp_path / "first", tmp_path / "second"
+    settings = ["--batch", "4", "--set", "ema=0.5"]
+    for out in (first, second):
+        torchrun([*command(squares, out, 12), *settings])
     assert (first / "student.pt").read_bytes() == (second / "student.pt").read_bytes()
     card = json.loads((first / "card.json").read_text())
     assert card["processes"] == 2
     assert card["curve"][-1]["loss"] < card["curve"][0]["loss"]
+    (second / "student.pt").unlink()
+    torchrun([*command(squares, second, 12), *settings])  # from its state: nothing is left to train
+    assert (first / "student.pt").read_bytes() == (second / "student.pt").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(squares: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        torchrun([*command(squares, tmp_path / "run", 2), "--batch", "3"])
+    assert "3 samples for 2 processes" in raised.value.stderr
+    assert "--batch 4" in raised.value.stderr
+
+
+def torchrun(arguments: list[str]) -> None:
+    """`picosam2 ARGUMENTS` in two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ended = subprocess.run(
+    subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-            *("--master_addr", "127.0.0.1", "--master_port", str(port), "-m", "compiler.cli"),
-            *command(squares, tmp_path / "run", 2),
-            *("--batch", "3"),
+            *("--master_addr", "127.0.0.1", "--master_port", str(port), "-m", "compiler.cli", *arguments),
         ],
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
         timeout=300,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode != 0
-    assert "3 samples for 2 processes" in ended.stderr
-    assert "--batch 4" in ended.stderr

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passes.errors import InputError
 from student.augment import NONE, POINT, ROI, View, default_augmentation, draw_view, relight, show
 from student.crops import POINT_NATIVE_96, ROI_PAD10, Protocol, Window, crop, window
 
@@ -28,7 +29,7 @@ def rectangle(top: int, left: int, height: int, width: int) -> np.ndarray:
 )
 def test_without_augmentation_a_view_is_the_protocols_crop(protocol: Protocol, mask: np.ndarray) -> None:
     place = window(protocol, mask)
-    view = draw_view(NONE, place, (150, 200), EVERYWHERE, np.random.default_rng(0))
+    view = draw_view(NONE, place, 96, (150, 200), EVERYWHERE, np.random.default_rng(0))
     pixels, inside = crop(protocol, PICTURE, mask)
     assert np.array_equal(show(PICTURE, view, 96, protocol.pad_value), pixels)
     assert np.array_equal(show(mask.astype(np.uint8) * 255, view, 96, 0) >= 128, inside)
@@ -40,12 +41,13 @@ def test_without_augmentation_a_view_is_the_protocols_crop(protocol: Protocol, m
 def test_views_stay_within_their_limits(seed: int, top: int, left: int) -> None:
     augmentation = dataclasses.replace(POINT, clip=0.0)
     place = Window(top, left, 96)
-    view = draw_view(augmentation, place, (150, 200), EVERYWHERE, np.random.default_rng(seed))
+    view = draw_view(augmentation, place, 96, (150, 200), EVERYWHERE, np.random.default_rng(seed))
     assert abs(np.log(view.height * view.width) / 2 - np.log(96)) <= augmentation.scale + 1e-9
     assert abs(np.log(view.height / view.width)) <= augmentation.aspect + 1e-9
     reach = round(augmentation.move * 96) + 1e-9
     assert abs(view.top + view.height / 2 - top - 48) <= reach
-    assert abs(view.left + view.width / 2 - left - 48) <= reach
+    mirrored = view.width / 96 if view.mirrored else 0.0
+    assert abs(view.left + view.width / 2 - left - 48 - mirrored) <= reach
 
 
 @given(seed=st.integers(0, 10_000))
@@ -57,15 +59,15 @@ def test_the_prompt_stays_on_the_object(seed: int) -> None:
         return bool(mask[row, column])
 
     still = dataclasses.replace(POINT, scale=0.0, aspect=0.0, clip=0.0)
-    view = draw_view(still, place, (150, 200), on_object, np.random.default_rng(seed))
-    assert mask[int(view.top) + 48, int(view.left) + 48]
+    view = draw_view(still, place, 96, (150, 200), on_object, np.random.default_rng(seed))
+    assert show(mask.astype(np.uint8), view, 96, 0)[48, 48] == 1  # in the mirror as well
 
 
 @given(seed=st.integers(0, 10_000), top=st.integers(-60, 140), left=st.integers(-60, 190))
 def test_clipped_views_stay_in_the_picture(seed: int, top: int, left: int) -> None:
     always = dataclasses.replace(POINT, clip=1.0)
     place = Window(min(top, 100), min(left, 150), 96)
-    view = draw_view(always, place, (150, 200), EVERYWHERE, np.random.default_rng(seed))
+    view = draw_view(always, place, 96, (150, 200), EVERYWHERE, np.random.default_rng(seed))
     assert view.top >= 0
     assert view.left >= 0
     assert view.top + view.height <= 150 + 1e-9
@@ -104,3 +106,9 @@ def test_light_stays_in_range_and_grey_has_no_colour() -> None:
 def test_each_protocol_has_its_augmentation() -> None:
     assert default_augmentation(POINT_NATIVE_96) is POINT
     assert default_augmentation(ROI_PAD10) is ROI
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 50.0), ("move", float("nan")), ("mirror", -0.1)])
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"augmentation\.{name}"):
+        dataclasses.replace(POINT, **{name: value})

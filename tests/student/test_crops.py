@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from passes.errors import InputError
 from student.crops import (
     POINT_NATIVE_96,
     POINT_NATIVE_96_CLIP,
+    PROTOCOLS,
     ROI_PAD10,
     Protocol,
     Window,
     crop,
+    crop_mask,
     cut,
+    mask_iou,
     prompt_point,
     shown,
     window,
@@ -70,15 +72,20 @@ def test_outside_the_picture_is_padding() -> None:
     assert inside.sum() == 100
 
 
-@pytest.mark.parametrize("protocol", [POINT_NATIVE_96, ROI_PAD10], ids=lambda protocol: protocol.name)
-def test_a_margin_only_adds_pixels_around(protocol: Protocol) -> None:
-    picture = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    mask = square(300, 300, 100, 120, 80)  # roi-pad10 shows it at native resolution too
-    plain, plain_mask = crop(protocol, picture, mask)
-    wide, wide_mask = crop(protocol, picture, mask, margin=8)
-    assert wide.shape == (112, 112, 3)
-    assert np.array_equal(wide[8:-8, 8:-8], plain)
-    assert np.array_equal(wide_mask[8:-8, 8:-8], plain_mask)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_the_mask_alone_is_that_of_the_crop(protocol: Protocol) -> None:
+    picture = np.zeros((120, 140, 3), np.uint8)
+    for top, left, side in ((0, 0, 30), (40, 50, 61), (110, 125, 7)):
+        mask = square(120, 140, top, left, side)
+        box = (left - 0.4, top + 0.3, side + 0.7, side - 0.2)
+        for own in (None, box):
+            assert np.array_equal(crop_mask(protocol, mask, own), crop(protocol, picture, mask, own)[1])
+
+
+def test_mask_iou() -> None:
+    a = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    b = np.array([[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=bool)
+    assert [mask_iou(*pair) for pair in zip(a, b, strict=True)] == [1 / 3, 1.0, 0.0]
 
 
 def test_roi_is_a_square_with_a_tenth_on_each_side() -> None:
@@ -104,11 +111,6 @@ def test_the_authors_crop_at_each_border() -> None:
     kept = Image.fromarray(picture[96:, 126:]).resize((96, 96), Image.Resampling.BILINEAR)
     assert np.array_equal(pixels, np.asarray(kept))
     assert inside.mean() == pytest.approx(11 * 11 / (54 * 54), rel=0.1)
-
-
-def test_a_clipped_crop_has_no_margin() -> None:
-    with pytest.raises(InputError, match="a margin of 8 pixels"):
-        crop(POINT_NATIVE_96_CLIP, np.zeros((20, 20, 3), np.uint8), square(20, 20, 5, 5, 5), margin=8)
 
 
 def test_a_window_far_outside_is_all_padding() -> None:

@@ -15,7 +15,7 @@ from pycocotools import mask as codes
 from passes.errors import InputError
 from student import cropset as module
 from student.crops import POINT_NATIVE_96, POINT_NATIVE_96_CLIP, PROTOCOLS, Protocol, crop
-from student.cropset import load_crops
+from student.cropset import load_crops, load_masks
 from student.evaluate import iou, listed_instances, matched_rows, stored_predictions
 from student.instances import Instance, InstanceSet, PictureRecord, load_instances, read_picture
 
@@ -105,10 +105,25 @@ def test_truncated_pictures_are_one_message(synthetic_coco: Path, squares: Insta
         load_crops(data, POINT_NATIVE_96)
 
 
+def test_masks_without_their_pictures(synthetic_coco: Path, squares: InstanceSet) -> None:
+    crops = load_crops(squares, POINT_NATIVE_96)
+    for record in squares.pictures:
+        record.path.unlink()
+    assert np.array_equal(load_masks(squares, POINT_NATIVE_96, 12), crops.masks)
+    told: list[tuple[int, int]] = []
+    some = load_masks(squares, POINT_NATIVE_96, 5, seed=3, on_progress=lambda *state: told.append(state))
+    assert told == [(done, 5) for done in range(1, 6)]
+    assert {mask.tobytes() for mask in some} < {mask.tobytes() for mask in crops.masks}
+    assert np.array_equal(load_masks(squares, POINT_NATIVE_96, 5, seed=3), some)
+    assert not np.array_equal(load_masks(squares, POINT_NATIVE_96, 5, seed=4), some)
+
+
 def test_nothing_to_crop(squares: InstanceSet) -> None:
     bare = replace(squares, pictures=tuple(replace(one, instances=()) for one in squares.pictures), crowds=14)
     with pytest.raises(InputError, match="14 crowds"):
         load_crops(bare, POINT_NATIVE_96)
+    with pytest.raises(InputError, match="14 crowds"):
+        load_masks(bare, POINT_NATIVE_96, 5)
 
 
 def test_progress_and_selection(squares: InstanceSet) -> None:

@@ -16,7 +16,15 @@ from pycocotools import mask as codes
 
 from passes.errors import InputError
 from student import instances as module
-from student.instances import InstanceSet, load_folder, load_instances, read_picture
+from student.crops import ROI_PAD10, crop_mask
+from student.instances import (
+    InstanceSet,
+    first_names,
+    load_folder,
+    load_instances,
+    read_picture,
+    training_split,
+)
 
 TRAIN = "annotations/instances_train2017.json"
 
@@ -182,6 +190,52 @@ def test_a_record_without_box_and_area_gets_those_of_its_mask(synthetic_coco: Pa
     assert loaded(synthetic_coco).pictures[0].instances[0] == before
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, 1e6, 1e6],
+        [0, 0, 0, 0],
+        [-500, -500, 10, 10],
+        [10, 10, -5, -5],
+        [100, 60, 41.5, 40],
+        [0, 100, 20, 20],
+    ],
+)
+def test_a_box_that_is_not_the_masks_is_replaced_and_counted(synthetic_coco: Path, box: list[float]) -> None:
+    square = {"segmentation": [[10, 20, 31, 20, 31, 41, 10, 41]]}
+
+    def spoil(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(square, bbox=box)
+        content["annotations"][1].update(square, bbox=[9.3, 19.1, 22.4, 20.2])
+        content["annotations"][2].update(square, bbox=[-1, -1, 142, 122])
+
+    edit(synthetic_coco, spoil)
+    data = loaded(synthetic_coco)
+    assert data.boxes == 1
+    assert [one.box for one in data.pictures[0].instances] == [(10, 20, 21, 21), (9.3, 19.1, 22.4, 20.2)]
+    assert data.pictures[1].instances[0].box == (-1, -1, 142, 122)
+    for one in data.pictures[0].instances:
+        assert crop_mask(ROI_PAD10, one.mask(), one.box).any()
+
+
+def test_nested_pictures_have_keys_of_their_own(synthetic_coco: Path) -> None:
+    def nest(content: dict[str, Any]) -> None:
+        for number, image in enumerate(content["images"]):
+            image["file_name"] = f"seq{number}/img/0001.png"
+
+    split = synthetic_coco / "train2017"
+    for number, path in enumerate(sorted(split.iterdir())):
+        (split / f"seq{number}" / "img").mkdir(parents=True)
+        path.rename(split / f"seq{number}" / "img" / "0001.png")
+    edit(synthetic_coco, nest)
+    keys = [picture.key for picture in loaded(synthetic_coco).pictures]
+    assert keys == [f"train2017/seq{number}/img/0001.png" for number in range(6)]
+    outside = synthetic_coco / "elsewhere.png"
+    (split / "seq0" / "img" / "0001.png").rename(outside)
+    edit(synthetic_coco, lambda content: content["images"][0].update(file_name=str(outside)))
+    assert loaded(synthetic_coco).pictures[0].key == f"{synthetic_coco.name}/elsewhere.png"
+
+
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
 def test_an_id_twice(synthetic_coco: Path, part: str) -> None:
     edit(synthetic_coco, lambda content: content[part].append(content[part][0]))
@@ -279,6 +333,13 @@ def test_lvis_splits(synthetic_lvis: Path) -> None:
     assert load_instances(f"lvis:{synthetic_lvis}", "train").name == "lvis v1 train"
     with pytest.raises(InputError, match="one file of split test"):
         load_instances(f"lvis:{synthetic_lvis}", "test")
+    assert load_instances(f"lvis:{synthetic_lvis}", training_split("lvis:x")).name == "lvis v1 train"
+    assert training_split("coco:x") == "train2017"
+
+
+def test_first_names() -> None:
+    assert first_names(["a", "b"]) == "a, b"
+    assert first_names((str(i) for i in range(9)), 3) == "0, 1, 2, ..."
 
 
 def test_no_lvis(tmp_path: Path) -> None:
@@ -313,17 +374,18 @@ def test_no_pictures_in_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "pictures", "count", "crowds"),
+    ("source", "split", "pictures", "count", "crowds", "boxes"),
     [
-        ("coco:coco", None, 199, 1461, 15),
-        ("coco:coco", "train2017", 565, 6016, 85),
-        ("coco:coco", "extra2017_partial", 300, 571, 6),
-        ("lvis:lvis", None, 65, 683, 0),
+        ("coco:coco", None, 199, 1461, 15, 0),
+        ("coco:coco", "train2017", 565, 6016, 85, 0),
+        ("coco:coco", "extra2017_partial", 300, 571, 6, 0),
+        ("lvis:lvis", None, 65, 683, 0, 10),
     ],
 )
 def test_the_data_sets_are_the_documented_ones(
-    real_data: Path, source: str, split: str | None, pictures: int, count: int, crowds: int
+    real_data: Path, source: str, split: str | None, pictures: int, count: int, crowds: int, boxes: int
 ) -> None:
     kind, folder = source.split(":")
     data = load_instances(f"{kind}:{real_data / folder}", split)
     assert (len(data.pictures), len(data), data.crowds, data.empty) == (pictures, count, crowds, 0)
+    assert data.boxes == boxes

@@ -68,10 +68,3 @@ def test_the_soft_loss_is_least_at_the_blend() -> None:
     loss = (soft_loss(logits, given, weight) - dice(torch.sigmoid(logits), given.masks)).sum()
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.abs().max() < 1e-6
-
-
-def test_targets_can_be_shared_out() -> None:
-    given = targets()
-    part = given.rows(slice(1, 3))
-    assert torch.equal(part.masks, given.masks[1:])
-    assert part.agreement.shape == (2,)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from passes.errors import InputError
+from passes.files import locked
 from student.crops import prompt_point
 from student.instances import InstanceSet, load_folder, load_instances, read_picture
 from student.teach import TeachSettings, teach, unlabelled_points
 from student.teacher_cache import LOGIT_STEP, Lesson, TeacherCache, shard_path
-from student.teachers import picture_mask, stability
+from student.teachers import Answer, Embedding, Prompt, picture_mask, stability
 from tests.student.teaching import SETTINGS, ColourTeacher
 
 ROOT = Path(__file__).parents[2]
@@ -231,6 +234,41 @@ def test_foreign_folders_and_wrong_settings_are_refused(tmp_path: Path, sources:
     with pytest.raises(InputError, match=r"minimum_stability: 1\.5"):
         teach(sources, ColourTeacher(), tmp_path / "out", TeachSettings(minimum_stability=1.5))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_at_a_time_are_refused_and_parts_of_others_are_kept(
+    tmp_path: Path, sources: list[InstanceSet]
+) -> None:
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(InputError, match="another picosam2 is writing there"):
+        teach(sources, ColourTeacher(), out, SETTINGS)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    running, abandoned = (out / f".other.{pid}.part" for pid in (os.getpid(), ended.pid))
+    running.write_bytes(b"x")
+    abandoned.write_bytes(b"x")
+    teach(sources, ColourTeacher(), out, SETTINGS)
+    assert running.exists()
+    assert not abandoned.exists()
+
+
+def test_answers_that_vanish_in_the_stored_steps_are_dropped(
+    tmp_path: Path, sources: list[InstanceSet]
+) -> None:
+    class Faint(ColourTeacher):
+        """Sure of what has a box, and next to nothing sure of the rest."""
+
+        def prompt(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Answer]:
+            answers = super().prompt(embedding, prompts)
+            return [
+                answer if prompt.box else replace(answer, logits=answer.logits * np.float32(0.004))
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ]
+
+    chosen = replace(SETTINGS, points=40, minimum_predicted_iou=0.0, minimum_stability=0.0)
+    assert teach(sources, ColourTeacher(), tmp_path / "sure", chosen).unlabelled > 10
+    header = teach(sources, Faint(), tmp_path / "faint", chosen)
+    assert (header.annotated, header.unlabelled) == (12, 0)
 
 
 def test_a_damaged_shard_is_made_again(tmp_path: Path, sources: list[InstanceSet]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,24 @@ def test_a_picture_that_was_not_taught_is_named(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache")
     with pytest.raises(InputError, match=r"does not know picture val2017/1\.jpg"):
         TeacherCache(tmp_path / "cache").lessons("val2017/1.jpg")
+
+
+def test_a_file_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"cache\.bin: is a file \(a folder\)"):
+        TeacherCache(tmp_path / "cache.bin")
+
+
+def test_unlabelled_lessons_are_counted(tmp_path: Path) -> None:
+    header = write_cache(tmp_path / "cache")
+    cache = TeacherCache(tmp_path / "cache")
+    counts = [cache.unlabelled_count(key) for key in KEYS]
+    assert counts == [sum(one.annotation_id < 0 for one in lessons_of(key)) for key in KEYS]
+    assert sum(counts) == header.unlabelled > 0
+    write_header(tmp_path / "cache", replace(header, unlabelled=0))
+    for path in (tmp_path / "cache").glob("*.bin"):
+        path.unlink()  # where the header says there are none, no shard is looked at
+    assert TeacherCache(tmp_path / "cache").unlabelled_count(KEYS[2]) == 0
 
 
 def test_no_cache_and_half_a_cache_are_refused(tmp_path: Path) -> None:

@@ -238,5 +238,11 @@ def test_what_is_no_sam2_is_refused(sam2_directory: Path, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_an_absent_gpu_is_told(sam2_directory: Path) -> None:
-    with pytest.raises(InputError, match="device cuda: no such GPU"):
+    with pytest.raises(InputError, match=r"device cuda: no such device here \(cpu, or cuda:N for one of 0"):
         Sam2(sam2_directory, "cuda")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:77", "", "cpu:1", "meta"])
+def test_what_is_no_device_is_told(sam2_directory: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"device {device}: no such device here"):
+        Sam2(sam2_directory, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from passes.contract import centred
 from passes.errors import InputError
+from passes.files import locked
 from student import train as training
 from student.augment import NONE
 from student.checkpoint import load_checkpoint, save_checkpoint
@@ -20,17 +22,19 @@ from student.instances import load_instances
 from student.networks import PicoSAM2, PicoSAM3
 from student.recipe import Recipe
 from student.samples import SampleStream
+from student.teach import teach
+from student.teacher_cache import TeacherCache
 from student.train import (
     CARD,
     CHECKPOINT,
     STATE,
-    TrainingData,
     computes_in_bfloat16,
     learning_rate,
     train,
-    training_data,
     unlabelled_per_step,
 )
+from student.training_data import TrainingData, training_data
+from tests.student.teaching import SETTINGS, ColourTeacher
 
 SHORT = Recipe(loss="labels", steps=6, batch=2, warmup=2, held_out=6, points=3)
 
@@ -55,29 +59,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_the_share_of_unlabelled_samples_falls() -> None:
-    counts = unlabelled_per_step(Recipe(steps=400, batch=16, unlabelled_first=0.5, unlabelled_last=0.0))
+    counts = unlabelled_per_step(Recipe(steps=400, unlabelled_first=0.5, unlabelled_last=0.0), 16)
     assert counts.shape == (400,)
     assert (counts[0], counts[-1]) == (8, 0)
     assert 0 <= counts.min() <= counts.max() <= 8
     assert counts.sum() == pytest.approx(400 * 16 * 0.25, abs=1)
-    rare = unlabelled_per_step(Recipe(steps=100, batch=2, unlabelled_first=0.1, unlabelled_last=0.1))
+    rare = unlabelled_per_step(Recipe(steps=100, unlabelled_first=0.1, unlabelled_last=0.1), 2)
     assert (rare.sum(), rare.max()) == (20, 1)
-
-
-def test_held_out_pictures_are_not_trained_on(synthetic_coco: Path) -> None:
-    recipe = replace(SHORT, held_out=3)
-    split = training_data(recipe, load_instances(f"coco:{synthetic_coco}", "train2017"))
-    assert set(split.held_out.picture_ids.tolist()) == {1, 4}
-    assert {record.id for record in split.records} == {2, 3, 5, 6}
-    assert (split.crowds, split.empty) == (1, 1)
-
-
-def test_training_needs_two_pictures_and_distillation_a_cache(synthetic_coco: Path) -> None:
-    whole = load_instances(f"coco:{synthetic_coco}", "train2017")
-    with pytest.raises(InputError, match="two or more"):
-        training_data(SHORT, replace(whole, pictures=whole.pictures[:1]))
-    with pytest.raises(InputError, match="no teacher cache"):
-        training_data(replace(SHORT, loss="soft"), whole)
 
 
 def test_the_loss_falls(data: TrainingData, tmp_path: Path) -> None:
@@ -108,6 +96,49 @@ def test_a_run_repeats_itself_and_depends_on_its_seed(data: TrainingData, tmp_pa
     assert weights(tmp_path / "1") == weights(tmp_path / "2")
     assert once.curve == again.curve
     assert weights(tmp_path / "1") != weights(tmp_path / "3")
+
+
+@pytest.fixture
+def taught(synthetic_coco: Path, tmp_path: Path) -> TeacherCache:
+    """What a small torch teacher says about every object and six points of each picture."""
+    teach(
+        [load_instances(f"coco:{synthetic_coco}", "train2017")], ColourTeacher(), tmp_path / "cache", SETTINGS
+    )
+    return TeacherCache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("loss", ["soft", "paper"])
+def test_a_distilling_run_repeats_and_resumes(
+    synthetic_coco: Path, taught: TeacherCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    recipe = replace(SHORT, loss=loss, unlabelled_first=0.5, unlabelled_last=0.5)
+    split = training_data(recipe, load_instances(f"coco:{synthetic_coco}", "train2017"), cache=taught)
+    train(recipe, split, tmp_path / "whole", cpu=True)
+    card = json.loads((tmp_path / "whole" / CARD).read_text())
+    assert card["data"]["unlabelled_samples"] > 0
+    assert card["teacher"]["pictures_taught"] == 5
+    kill_at(4, monkeypatch, lambda: train(recipe, split, tmp_path / "run", cpu=True))
+    train(recipe, split, tmp_path / "run", cpu=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    plain = training_data(SHORT, load_instances(f"coco:{synthetic_coco}", "train2017"))
+    train(SHORT, plain, tmp_path / "plain", cpu=True)
+    assert weights(tmp_path / "plain") != weights(tmp_path / "whole")
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
+    """Runs until the batch of a step is asked for; the state is saved after every step."""
+    made = SampleStream.batch_at
+
+    def interrupted(self: SampleStream, asked: int, *rest: object) -> object:
+        if asked == step:
+            raise KeyboardInterrupt
+        return made(self, asked, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_EVERY", 0.0)
+        patch.setattr(SampleStream, "batch_at", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
 
 
 def test_what_a_run_leaves(data: TrainingData, tmp_path: Path) -> None:
@@ -147,19 +178,8 @@ def test_an_interrupted_run_ends_the_same(
     data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(SHORT, data, tmp_path / "whole", cpu=True)
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    made = SampleStream.batch_at
-
-    def interrupted(self: SampleStream, step: int, *rest: object) -> object:
-        if step == 4:
-            raise KeyboardInterrupt
-        return made(self, step, *rest)  # type: ignore[arg-type]
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(SampleStream, "batch_at", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(SHORT, data, run, cpu=True)
+    kill_at(4, monkeypatch, lambda: train(SHORT, data, run, cpu=True))
     assert torch.load(run / STATE, weights_only=True)["step"] in (3, 4)
     resumed = train(SHORT, data, run, cpu=True)
     assert weights(run) == weights(tmp_path / "whole")
@@ -208,9 +228,48 @@ def test_a_state_of_another_recipe_or_a_broken_one(data: TrainingData, tmp_path:
         train(short, data, run, cpu=True)
 
 
+def test_a_run_goes_on_with_its_own_data_only(
+    data: TrainingData, synthetic_coco: Path, tmp_path: Path
+) -> None:
+    train(SHORT, data, tmp_path / "run", cpu=True)
+    whole = load_instances(f"coco:{synthetic_coco}", "train2017")
+    fewer = training_data(SHORT, replace(whole, pictures=whole.pictures[:-1]))
+    assert fewer.digest != data.digest
+    with pytest.raises(InputError, match="another --data"):
+        train(SHORT, fewer, tmp_path / "run", cpu=True)
+
+
+def test_a_run_that_diverges_says_so(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "loss_of", lambda recipe, logits, targets: logits.mean() * float("nan"))
+    with pytest.raises(InputError, match="a loss of nan") as raised:
+        train(SHORT, data, tmp_path / "run", cpu=True)
+    assert "learning_rate" in raised.value.fix
+    assert not (tmp_path / "run" / STATE).exists()
+
+
+def test_a_resumed_run_keeps_its_curve_in_tensorboard(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kill_at(4, monkeypatch, lambda: train(SHORT, data, tmp_path / "run", cpu=True))
+    outcome = train(SHORT, data, tmp_path / "run", cpu=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    logged = [event.step for event in events.Scalars("miou/held_out")]
+    assert logged == [point.step for point in outcome.curve]
+
+
+def test_two_runs_do_not_share_a_directory(data: TrainingData, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(InputError, match="another picosam2"):
+        train(SHORT, data, tmp_path / "run", cpu=True)
+
+
 def test_a_run_directory_that_cannot_be(data: TrainingData, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be written"):
         train(SHORT, data, tmp_path / "file" / "run", cpu=True)
 
 
