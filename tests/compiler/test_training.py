@@ -125,7 +125,7 @@ def test_killed_at_three_random_moments_a_run_ends_in_the_same_bytes(squares: Pa
 
 @pytest.mark.slow
 def test_two_processes_train_one_student(squares: Path, tmp_path: Path) -> None:
-    """Through torchrun, with gloo: the same run twice gives the same bytes, it learns, and it can be resumed."""
+    """Through torchrun, with gloo: twice the same bytes; it learns, and it can be resumed."""
     first, second = tmp_path / "first", tmp_path / "second"
     settings = ["--batch", "4", "--set", "ema=0.5"]
     for out in (first, second):
