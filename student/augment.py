@@ -52,11 +52,11 @@ class Augmentation:
     """
 
     mirror: float = 0.5
-    scale: float = 0.35
+    scale: float = 0.25
     aspect: float = 0.15
-    move: float = 0.12
+    move: float = 0.08
     keep_prompt: bool = True
-    clip: float = 0.3
+    clip: float = 0.4
     contrast: float = 0.3
     brightness: float = 25.0
     saturation: float = 0.4

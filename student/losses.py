@@ -53,9 +53,12 @@ def dice(probabilities: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def labels_loss(logits: Tensor, targets: Targets) -> Tensor:
-    """BCE + Dice against the masks: no distillation."""
-    return cross_entropy(logits, targets.masks) + dice(torch.sigmoid(logits), targets.masks)
+def soft_iou(probabilities: Tensor, target: Tensor) -> Tensor:
+    """1 - IoU of each sample, a probability being a part of a pixel, with 1 added above and below: [N]."""
+    overlap = (probabilities * target).sum((1, 2, 3))
+    union = (probabilities + target).sum((1, 2, 3)) - overlap
+    loss: Tensor = 1.0 - (overlap + 1.0) / (union + 1.0)
+    return loss
 
 
 def paper_loss(logits: Tensor, targets: Targets) -> Tensor:
@@ -66,8 +69,9 @@ def paper_loss(logits: Tensor, targets: Targets) -> Tensor:
     """
     ours, teachers = torch.sigmoid(logits), torch.sigmoid(targets.teacher_logits)
     from_teacher = (ours - teachers).square().mean((1, 2, 3)) + dice(ours, teachers)
+    from_label = cross_entropy(logits, targets.masks) + dice(ours, targets.masks)
     weight = torch.where(targets.labelled > 0, targets.predicted_iou.clamp(0.0, 1.0), 1.0) * targets.taught
-    loss: Tensor = weight * from_teacher + (1.0 - weight) * labels_loss(logits, targets)
+    loss: Tensor = weight * from_teacher + (1.0 - weight) * from_label
     return loss
 
 
@@ -80,12 +84,21 @@ def teacher_weight(targets: Targets, most: float) -> Tensor:
     return most * (2.0 * targets.agreement - 1.0).clamp(0.0, 1.0) * targets.taught
 
 
-def soft_loss(logits: Tensor, targets: Targets, most: float) -> Tensor:
-    """Ours: BCE against a blend of mask and teacher, Dice against the mask.
+def soft_loss(
+    logits: Tensor, targets: Targets, most: float, entropy_weight: float = 1.0, overlap: str = "iou"
+) -> Tensor:
+    """Ours: overlap with the mask, and cross-entropy against a blend of mask and teacher.
 
-    The blend carries what an annotation does not say: where an outline is uncertain, and by how much. Dice,
-    which is near the IoU that is measured, goes for the mask itself.
+    The blend carries what an annotation does not say: where an outline is uncertain, and by how much. Soft
+    IoU is what is measured: where a prompt is ambiguous, the pixels with a probability of 0.5 are not the
+    best answer, and cross-entropy alone pulls there (too small on large objects, docs/training.md).
+
+    Args:
+        most: see `teacher_weight`; 0 is training without a teacher.
+        entropy_weight: of cross-entropy; the overlap has 1.
+        overlap: the soft measure of overlap, `iou` or `dice`.
     """
     weight = teacher_weight(targets, most).view(-1, 1, 1, 1)
     blend = (1.0 - weight) * targets.masks + weight * torch.sigmoid(targets.teacher_logits)
-    return cross_entropy(logits, blend) + dice(torch.sigmoid(logits), targets.masks)
+    measure = soft_iou if overlap == "iou" else dice
+    return entropy_weight * cross_entropy(logits, blend) + measure(torch.sigmoid(logits), targets.masks)

@@ -13,10 +13,11 @@ from student.augment import Augmentation, default_augmentation
 from student.crops import PROTOCOLS
 
 LOSSES = {
-    "labels": "BCE + Dice against the annotation: no distillation",
+    "labels": "ours without the teacher: no distillation",
     "paper": "PicoSAM2's: a (MSE + Dice against the teacher) + (1 - a) (BCE + Dice against the annotation)",
-    "soft": "ours: BCE against a blend of annotation and teacher, Dice against the annotation",
+    "soft": "ours: overlap with the annotation, and cross-entropy against a blend of annotation and teacher",
 }
+OVERLAPS = ("iou", "dice")
 SIZES = {
     "data": "every annotated object counts the same",
     "coco": "small, medium and large objects count as in all of COCO, 41 : 34 : 24",
@@ -34,6 +35,8 @@ class Recipe:
         seed: of the initial weights and of every random choice.
         loss: a key of LOSSES.
         teacher_weight: `soft` loss: the largest share of the teacher in the blend (`losses.teacher_weight`).
+        overlap: one of OVERLAPS, the soft measure in `soft` and `labels`.
+        entropy_weight: of cross-entropy beside it.
         feature_weight: of the feature hints at the first step, falling linearly to 0; they are used where
             the teacher's embeddings are given.
         sizes: a key of SIZES.
@@ -59,9 +62,11 @@ class Recipe:
     seed: int = 0
     loss: str = "soft"
     teacher_weight: float = 0.5
+    overlap: str = "iou"
+    entropy_weight: float = 0.25
     feature_weight: float = 1.0
     sizes: str = "coco"
-    unlabelled_first: float = 0.4
+    unlabelled_first: float = 0.25
     unlabelled_last: float = 0.0
     learning_rate: float = 2e-3
     warmup: int = 200
@@ -84,6 +89,7 @@ class Recipe:
             ("loss", self.loss, LOSSES),
             ("precision", self.precision, PRECISIONS),
             ("sizes", self.sizes, SIZES),
+            ("overlap", self.overlap, OVERLAPS),
         ):
             if value not in known:
                 raise InputError(
@@ -107,6 +113,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("batch", 1, 65_536),
     ("seed", 0, 2**63 - 1),
     ("teacher_weight", 0, 1),
+    ("entropy_weight", 0, 100),
     ("feature_weight", 0, 100),
     ("unlabelled_first", 0, 1),
     ("unlabelled_last", 0, 1),

@@ -32,7 +32,7 @@ from student.checkpoint import load_checkpoint, save_checkpoint
 from student.crops import PROTOCOLS
 from student.evaluate import evaluate, normalise, predictor
 from student.features import Hinted, feature_loss
-from student.losses import Targets, labels_loss, paper_loss, soft_loss
+from student.losses import Targets, paper_loss, soft_loss
 from student.networks import NETWORKS
 from student.recipe import Recipe, changed
 from student.run_log import RunLog
@@ -94,12 +94,11 @@ def unlabelled_per_step(recipe: Recipe, batch: int) -> NDArray[np.int64]:
 
 def loss_of(recipe: Recipe, logits: Tensor, targets: Targets) -> Tensor:
     """The recipe's loss, a scalar: the weighted mean over samples."""
-    if recipe.loss == "labels":
-        each = labels_loss(logits, targets)
-    elif recipe.loss == "paper":
+    if recipe.loss == "paper":
         each = paper_loss(logits, targets)
     else:
-        each = soft_loss(logits, targets, recipe.teacher_weight)
+        most = 0.0 if recipe.loss == "labels" else recipe.teacher_weight
+        each = soft_loss(logits, targets, most, recipe.entropy_weight, recipe.overlap)
     return (targets.weight * each).mean()
 
 
