@@ -1,11 +1,12 @@
 """The tables of docs/training.md: the card of a shipped checkpoint, and the ablation.
 
-    python -m benchmarks.student_tables card RUN CHECKPOINT --data DATA
+    python -m benchmarks.student_tables card RUN CHECKPOINT --data DATA --before RUN... --note TEXT
     python -m benchmarks.student_tables ablation DATA PROTOCOL BASELINE_RUN RUN...
 
 DATA holds coco/, lvis/ and picosam2_reference/. `card` scores CHECKPOINT (a copy of RUN/student.pt) on every
-set and protocol and writes its card beside it; `ablation` prints one Markdown row for each run, with the
-paired difference from the first. Every number is one that `picosam2 evaluate` prints.
+set and protocol and writes its card beside it, with the cards of the runs it started from; `ablation` prints
+one Markdown row for each run, with the paired difference from the first. Every number is one that
+`picosam2 evaluate` prints.
 """
 
 from __future__ import annotations
@@ -23,8 +24,21 @@ POINT, CLIP, ROI = "point-native-96", "point-native-96-clip", "roi-pad10"
 AUTHORS = ("Trained", "Distilled", "Quantized")
 
 
-def card(run: Path, checkpoint: Path, data: Path) -> dict[str, Any]:
-    """The run's own card, and what its checkpoint reaches on every set and protocol."""
+def lineage(run: Path, before: list[Path]) -> list[dict[str, Any]]:
+    """The cards of the runs that led to `run`, first one first; each started from the one before it."""
+    runs = [*before, run]
+    cards = [json.loads((each / "card.json").read_text()) for each in runs]
+    for earlier, later in zip(runs, cards[1:], strict=False):
+        if hashlib.sha256((earlier / "student.pt").read_bytes()).hexdigest() != later["started_from_sha256"]:
+            raise SystemExit(f"{earlier}/student.pt is not what the next run started from")
+    if cards[0]["started_from_sha256"] is not None:
+        raise SystemExit(f"{runs[0]} started from another run: name it with --before")
+    return cards
+
+
+def card(run: Path, checkpoint: Path, data: Path, before: list[Path], note: str) -> dict[str, Any]:
+    """The runs' own cards, and what the last one's checkpoint reaches on every set and protocol."""
+    *earlier, trained = lineage(run, before)
     coco, lvis = f"coco:{data / 'coco'}", f"lvis:{data / 'lvis'}"
     reference = data / "picosam2_reference"
     scores: dict[str, Any] = {}
@@ -42,7 +56,6 @@ def card(run: Path, checkpoint: Path, data: Path) -> dict[str, Any]:
             only=reference / "matched.json",
         )
         scores[f"441 reference instances, {CLIP}, against the authors' {author}"] = result.to_json()
-    trained = json.loads((run / "card.json").read_text())
     content = checkpoint.read_bytes()
     return {
         "checkpoint": {
@@ -50,7 +63,9 @@ def card(run: Path, checkpoint: Path, data: Path) -> dict[str, Any]:
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         },
+        "note": note,
         "training": trained,
+        "training_before": earlier,
         "evaluation": scores,
     }
 
@@ -82,14 +97,18 @@ def main() -> None:
     one.add_argument("run", type=Path)
     one.add_argument("checkpoint", type=Path)
     one.add_argument("--data", type=Path, required=True)
+    one.add_argument(
+        "--before", type=Path, nargs="*", default=[], help="runs it started from, first one first"
+    )
+    one.add_argument("--note", default="", help="what the cards do not say")
     other = commands.add_parser("ablation")
     other.add_argument("data", type=Path)
     other.add_argument("protocol")
     other.add_argument("runs", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command == "card":
-        text = json.dumps(card(options.run, options.checkpoint, options.data), indent=1) + "\n"
-        options.checkpoint.with_suffix(".json").write_text(text)
+        written = card(options.run, options.checkpoint, options.data, options.before, options.note)
+        options.checkpoint.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
     else:
         ablation(options.data, options.protocol, options.runs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections import OrderedDict
@@ -17,14 +18,16 @@ from torch import nn
 from passes.contract import centred
 from passes.errors import ExitCode, InputError
 from student.checkpoint import load_checkpoint, save_checkpoint
-from student.crops import POINT_NATIVE_96
+from student.crops import PROTOCOLS
 from student.cropset import load_crops
 from student.evaluate import evaluate, predictor
 from student.instances import load_instances
 from student.networks import NETWORKS, PicoSAM2
 
 CONTRACT = centred(3, 96, 96)
-SHIPPED = Path(__file__).parents[2] / "student" / "checkpoints" / "picosam2.pt"
+CHECKPOINTS = Path(__file__).parents[2] / "student" / "checkpoints"
+SHIPPED = [("picosam2", "point-native-96"), ("picosam2-roi", "roi-pad10")]
+"""The shipped checkpoints and the protocol each was trained for."""
 
 
 @pytest.fixture(params=sorted(NETWORKS))
@@ -223,19 +226,23 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "missing" / "a.pt", PicoSAM2(), CONTRACT)
 
 
-def test_the_shipped_checkpoint_is_what_its_card_says() -> None:
-    checkpoint = load_checkpoint(SHIPPED)
-    card = json.loads(SHIPPED.with_suffix(".json").read_text())
+@pytest.mark.parametrize(("name", "protocol"), SHIPPED)
+def test_a_shipped_checkpoint_is_what_its_card_says(name: str, protocol: str) -> None:
+    file = CHECKPOINTS / f"{name}.pt"
+    checkpoint, card = load_checkpoint(file), json.loads(file.with_suffix(".json").read_text())
     assert checkpoint.network_name == card["training"]["recipe"]["network"] == "picosam2"
+    assert card["training"]["recipe"]["protocol"] == protocol
     assert checkpoint.contract == CONTRACT
-    assert SHIPPED.stat().st_size <= 6_000_000
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == card["checkpoint"]["sha256"]
+    assert file.stat().st_size <= 6_000_000
 
 
 @pytest.mark.slow
-def test_the_shipped_checkpoint_reaches_its_numbers(real_data: Path) -> None:
-    checkpoint = load_checkpoint(SHIPPED)
-    card = json.loads(SHIPPED.with_suffix(".json").read_text())
-    crops = load_crops(load_instances(f"coco:{real_data / 'coco'}"), POINT_NATIVE_96)
+@pytest.mark.parametrize(("name", "protocol"), SHIPPED)
+def test_a_shipped_checkpoint_reaches_its_numbers(name: str, protocol: str, real_data: Path) -> None:
+    file = CHECKPOINTS / f"{name}.pt"
+    checkpoint, card = load_checkpoint(file), json.loads(file.with_suffix(".json").read_text())
+    crops = load_crops(load_instances(f"coco:{real_data / 'coco'}"), PROTOCOLS[protocol])
     ious = evaluate(predictor(checkpoint.build(), CONTRACT), crops)
-    stated = card["evaluation"]["point-native-96"]["model"]["miou"]
+    stated = card["evaluation"][f"coco val2017 subset, {protocol}"]["model"]["overall"]["miou"]
     assert ious.mean() == pytest.approx(stated["mean"], abs=5e-4)
