@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PICOSAM2 = Path(sys.executable).parent / "picosam2"
@@ -39,7 +40,7 @@ def seconds(arguments: list[str], runs: int, cache: Path) -> float:
     return statistics.median(times[1:])
 
 
-def compiled(checkpoint: Path, out: Path, cache: Path, *options: str) -> tuple[float, dict]:
+def compiled(checkpoint: Path, out: Path, cache: Path, *options: str) -> tuple[float, dict[str, Any]]:
     """Wall seconds of a compile and its report."""
     started = time.perf_counter()
     subprocess.run(
