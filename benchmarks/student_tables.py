@@ -47,7 +47,7 @@ def card(run: Path, checkpoint: Path, data: Path, before: list[Path], note: str)
             print(name, protocol, file=sys.stderr)
             result = evaluate_model(checkpoint, source=source, protocol=protocol, training=coco)
             scores[f"{name}, {protocol}"] = result.to_json()
-    for author in AUTHORS:
+    for author in AUTHORS if trained["recipe"]["protocol"] == POINT else ():
         result = evaluate_model(
             checkpoint,
             source=coco,
