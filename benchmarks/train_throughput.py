@@ -7,16 +7,20 @@ published script: each sample opens its picture anew, decodes its mask from the 
 the crop; float32, channels first, AdamW, BCE + Dice + MSE, batch 8. Ours: decoded pictures are kept, samples
 are prepared in a thread beside the step, with augmentation; bfloat16 where the hardware has it.
 The two take turns, each time in a fresh process; a rate is samples per second of wall time, the median of
-the repeats. Ours is also given with every picture decoded once per epoch, which is the one compared.
+the repeats. The first row is the one compared: it counts our decoding, once an epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +43,9 @@ from student.train import computes_in_bfloat16, loss_of
 AUTHORS_BATCH = 8
 
 
-def authors_way(coco: COCO, folder: Path, annotations: list[int], network: torch.nn.Module) -> None:
-    """One pass over `annotations` as the authors' script does it."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
+def authors_way(coco: COCO, folder: Path, annotations: list[int], network: torch.nn.Module | None) -> None:
+    """One pass over `annotations` as the authors' script does it; None prepares the samples alone."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4) if network else None
     protocol = PROTOCOLS["point-native-96-clip"]
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -55,8 +59,10 @@ def authors_way(coco: COCO, folder: Path, annotations: list[int], network: torch
             pixels, inside = crop(protocol, pixels, inside, annotation["bbox"])
             pictures.append(torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255.0)))
             masks.append(torch.from_numpy(inside[None].astype(np.float32)))
-        logits = network((torch.stack(pictures) - mean) / deviation)
-        target = torch.stack(masks)
+        inputs, target = (torch.stack(pictures) - mean) / deviation, torch.stack(masks)
+        if network is None or optimizer is None:
+            continue
+        logits = network(inputs)
         probabilities = torch.sigmoid(logits)
         loss = (
             functional.binary_cross_entropy_with_logits(logits, target) + dice(probabilities, target).mean()
@@ -87,22 +93,40 @@ def our_way(stream: SampleStream, recipe: Recipe, steps: range, network: torch.n
             optimizer.step()
 
 
-def authors_rate(folder: Path, samples: int, threads: int, repeat: int) -> float:
-    """Samples per second of `authors_way`, in this process."""
+@dataclass(frozen=True)
+class Rates:
+    """Samples per second of one measurement.
+
+    Attributes:
+        training: whole steps; with ours every picture is decoded once an epoch.
+        in_memory: the same with the pictures already decoded.
+        preparing: without the network: what a GPU waits for.
+    """
+
+    training: float
+    in_memory: float
+    preparing: float
+
+
+def authors_rate(folder: Path, samples: int, threads: int, repeat: int) -> Rates:
+    """`authors_way`, in this process; nothing stays in memory."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    coco = COCO(str(folder / "annotations/instances_train2017.json"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(folder / "annotations/instances_train2017.json"))
     order = np.random.default_rng(repeat).permutation(sorted(coco.getAnnIds(iscrowd=False)))
     chosen = [int(number) for number in order[: samples + 2 * AUTHORS_BATCH]]
     network = PicoSAM2().train()
     authors_way(coco, folder / "train2017", chosen[samples:], network)
-    started = time.perf_counter()
-    authors_way(coco, folder / "train2017", chosen[:samples], network)
-    return samples / (time.perf_counter() - started)
+    training, preparing = (
+        samples / _seconds(authors_way, coco, folder / "train2017", chosen[:samples], given)
+        for given in (network, None)
+    )
+    return Rates(training, training, preparing)
 
 
-def our_rate(folder: Path, samples: int, threads: int, repeat: int) -> tuple[float, float]:
-    """Samples per second of `our_way`, here: pictures in memory, and each decoded once an epoch."""
+def our_rate(folder: Path, samples: int, threads: int, repeat: int) -> Rates:
+    """`our_way`, in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -114,16 +138,20 @@ def our_rate(folder: Path, samples: int, threads: int, repeat: int) -> tuple[flo
     stream = SampleStream(
         data.pictures, settings, recipe.augmentation, nothing, recipe.batch, recipe.seed, len(data.pictures)
     )
-    started = time.perf_counter()
-    for index in range(len(data.pictures)):
-        stream.store.picture(index)
-    decoding = time.perf_counter() - started
+    decoding = _seconds(lambda: [stream.store.picture(index) for index in range(len(data.pictures))])
     network = PicoSAM2().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     our_way(stream, recipe, range(2), network)
+    measured = range(2, 2 + steps)
+    step = _seconds(our_way, stream, recipe, measured, network) / samples
+    render = _seconds(lambda: [stream.batch_at(number) for number in measured]) / samples
+    decode = decoding / len(data)
+    return Rates(1 / (step + decode), 1 / step, 1 / (render + decode))
+
+
+def _seconds(work: Callable[..., object], *given: object) -> float:
     started = time.perf_counter()
-    our_way(stream, recipe, range(2, 2 + steps), network)
-    rate = steps * recipe.batch / (time.perf_counter() - started)
-    return rate, len(data) / (len(data) / rate + decoding)
+    work(*given)
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -136,21 +164,19 @@ def main() -> None:
     given = options.data, options.samples, options.threads
     # Each measurement has a process of its own: the allocator's settings are ours alone.
     spawn = multiprocessing.get_context("spawn")
-    theirs, ours, decoded = list[float](), list[float](), list[float]()
+    theirs, ours = list[Rates](), list[Rates]()
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
         for repeat in range(options.repeats):
             theirs.append(pool.submit(authors_rate, *given, repeat).result())
-            kept, with_decoding = pool.submit(our_rate, *given, repeat).result()
-            ours.append(kept)
-            decoded.append(with_decoding)
-    for name, rates in (
-        ("authors", theirs),
-        ("ours, pictures in memory", ours),
-        ("ours, each decoded once an epoch", decoded),
+            ours.append(pool.submit(our_rate, *given, repeat).result())
+    print(f"{'samples/s':46} authors    ours   ratio")
+    for name, what in (
+        ("training, each picture decoded once an epoch", "training"),
+        ("training, pictures in memory", "in_memory"),
+        ("preparing samples, no network", "preparing"),
     ):
-        each = ", ".join(f"{rate:.1f}" for rate in rates)
-        print(f"{name:34} {statistics.median(rates):6.1f} samples/s  ({each})")
-    print(f"ratio {statistics.median(decoded) / statistics.median(theirs):.2f}")
+        pair = [statistics.median(getattr(rates, what) for rates in way) for way in (theirs, ours)]
+        print(f"{name:46} {pair[0]:7.1f} {pair[1]:7.1f} {pair[1] / pair[0]:7.2f}")
 
 
 if __name__ == "__main__":
