@@ -352,4 +352,4 @@ def test_the_shipped_checkpoint_against_the_authors(data_dir: Path) -> None:
     assert result.difference is not None
     assert result.difference.samples == 441
     assert result.difference.miou.low > 0
-    assert result.model.figures.overall.miou.mean >= 0.42
+    assert result.model.figures.overall.miou.mean >= 0.46
