@@ -73,6 +73,13 @@ PersistencyOption = Annotated[
         help="Keep the input tensor in the chip's memory during the whole inference. Off saves its bytes.",
     ),
 ]
+FixOption = Annotated[
+    bool,
+    typer.Option(
+        "--fix",
+        help="Rewrite what the chip refuses where a faithful rewrite is known, and list each with its cost.",
+    ),
+]
 
 
 class CheckFormat(StrEnum):
@@ -128,6 +135,7 @@ def compile_command(
         typer.Option("--memory-report-only", help="Let the converter only measure memory (half the time)."),
     ] = False,
     input_persistency: PersistencyOption = True,
+    fix: FixOption = False,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="S", help="Seconds the converter may take.")
     ] = 1800,
@@ -170,6 +178,7 @@ def compile_command(
         convert=convert,
         memory_report_only=memory_report_only,
         input_persistency=input_persistency,
+        fix=fix,
         timeout_s=timeout,
         dump_dir=dump_dir,
         cache_dir=_cache_dir(),
@@ -187,23 +196,40 @@ def check_command(
     declared: InputOption = None,
     input_size: SizeOption = None,
     input_persistency: PersistencyOption = True,
+    fix: FixOption = False,
+    what_if: Annotated[
+        str | None,
+        typer.Option(
+            "--what-if",
+            metavar="HxW,HxW,...",
+            help="Also memory, MACs and latency of the same network at these input sizes.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Say in a second what the vendor's tools say after a minute: every violation, and the memory forecast.
 
     Nothing is quantized and nothing is written. Exit code 2 where the model violates the target.
 
-    [b]Example:[/b]  picosam2 check model.onnx --format json
+    [b]Example:[/b]  picosam2 check model.onnx --what-if 64x64,96x96,128x128
     """
     import json
 
-    from compiler.checking import check_graph
-    from compiler.frontend import ModelKind, load_model, parse_size
-    from passes.pipeline import FLOAT_TRANSFORMS, QUANTIZED_TRANSFORMS, apply_all
+    from passes.light_imports import light_imports, without_collector
 
-    loaded = load_model(model, declared=declared, size=parse_size(input_size))
-    quantized = loaded.kind is ModelKind.QUANTIZED_ONNX
-    graph = apply_all(loaded.model, QUANTIZED_TRANSFORMS if quantized else FLOAT_TRANSFORMS)
-    result = check_graph(graph, input_persistency=input_persistency, notes=loaded.notes)
+    with without_collector():
+        with light_imports():
+            from compiler.checking import check_model
+            from compiler.frontend import parse_size, parse_sizes
+
+        result = check_model(
+            model,
+            declared=declared,
+            size=parse_size(input_size),
+            input_persistency=input_persistency,
+            fix=fix,
+            what_if=parse_sizes(what_if),
+        )
     if output_format is CheckFormat.JSON:
         typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False))
     else:
@@ -346,11 +372,14 @@ def _print_diagnostics(diagnostics: tuple[Diagnostic, ...]) -> None:
 
 
 def _print_check(result: CheckResult) -> None:
-    from compiler.report import check_rows, diagnostic_text
+    from compiler.report import check_rows, cost_lines, diagnostic_text, what_if_lines
 
     for diagnostic in result.diagnostics:
         typer.echo(diagnostic_text(diagnostic))
     _print_rows(check_rows(result), typer.echo)
+    for lines in (cost_lines(result), what_if_lines(result.what_if) if result.what_if else []):
+        if lines:
+            typer.echo("\n" + "\n".join(lines))
 
 
 def _print_summary(result: CompileResult, out: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler import package
 from compiler.cache import Cache
-from compiler.checking import check_graph
+from compiler.checking import check_graph, fix_model
 from compiler.frontend import Loaded, ModelKind, input_contracts, load_model
 from compiler.progress import Progress
 from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from calib.representative import RepresentativeSet
     from compiler.agreement import Agreement
     from compiler.converter import Conversion, ConverterInstall
+    from passes.imx500.fixes import AppliedFix
 
 TARGETS = ("imx500",)
 
@@ -57,6 +58,7 @@ class CompileOptions:
     convert: bool = True
     memory_report_only: bool = False
     input_persistency: bool = True
+    fix: bool = False
     timeout_s: float = 1800.0
     dump_dir: Path | None = None
     cache_dir: Path | None = None
@@ -73,6 +75,7 @@ class State:
     loaded: Loaded | None = None
     float_model: ir.Model | None = None
     quantized: ir.Model | None = None
+    fixes: tuple[AppliedFix, ...] | None = None
     check: CheckResult | None = None
     representative: tuple[RepresentativeSet, ...] = ()
     agreement: Agreement | None = None
@@ -160,12 +163,19 @@ def _transform(transform: Transform) -> Callable[[State], State]:
     return run
 
 
+def _fix(state: State) -> State:
+    assert state.float_model is not None
+    model, fixes = fix_model(state.float_model)
+    return dataclasses.replace(state, float_model=model, fixes=fixes)
+
+
 def _check(state: State) -> State:
     model = state.quantized or state.float_model
     assert model is not None
     assert state.loaded is not None
     notes = state.loaded.notes
-    check = check_graph(model, input_persistency=state.options.input_persistency, notes=notes)
+    persistency = state.options.input_persistency
+    check = check_graph(model, input_persistency=persistency, notes=notes, fixes=state.fixes)
     if state.check is not None:  # the cost is of the network the user gave: MCT adds biases that are zero
         check = dataclasses.replace(check, costs=state.check.costs)
     if not check.ok:
@@ -338,6 +348,13 @@ PIPELINE: tuple[Step, ...] = (
     ),
     Step("load", "the model file becomes one ONNX graph with an input contract", _load, graph=True),
     *_graph_steps(),
+    Step(
+        "fix",
+        "what the chip refuses is rewritten where a faithful rewrite is known (--fix)",
+        _fix,
+        lambda state: state.options.fix and _is_float(state),
+        graph=True,
+    ),
     Step("check", "operator rules and memory forecast", _check),
     Step("calibration", "representative pictures, some held out", _calibration, _is_float),
     Step("quantize", "int8 post-training quantization (MCT)", _quantize, _is_float, graph=True, vendor=True),

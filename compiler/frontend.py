@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from compiler.dialect import ACTIVATION_QUANTIZERS, activation_grid
 from compiler.exported_program import PROGRAM
+from compiler.traced_scopes import restore_places, trace_in_scopes
 from passes import contract as contracts
 from passes import graph as graphs
 from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity
 from passes.errors import InputError, first_line
 from passes.fix_batch import forget_shapes
+from passes.imx500.stage import LARGE, float_view
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +55,15 @@ class ModelKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """What the user said about the input; see `load_model`."""
+
+    declared: str | None
+    size: tuple[int, int] | None
+    replace_size: bool
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model as the passes take it.
 
@@ -70,7 +84,13 @@ class Loaded:
     sha256: str = ""
 
 
-def load_model(path: Path, *, declared: str | None = None, size: tuple[int, int] | None = None) -> Loaded:
+def load_model(
+    path: Path,
+    *,
+    declared: str | None = None,
+    size: tuple[int, int] | None = None,
+    replace_size: bool = False,
+) -> Loaded:
     """Read a model file of any kind.
 
     Args:
@@ -78,6 +98,7 @@ def load_model(path: Path, *, declared: str | None = None, size: tuple[int, int]
         declared: the user's input contract (`--input`): imagenet, unit, centred, raw, raw-signed, or a JSON
             file; None takes the one in the file, else the convention of its kind (with a note).
         size: height and width (`--input-size`), for state_dicts and for graphs with a symbolic size.
+        replace_size: `size` replaces a fixed one too, where nothing in the graph depends on the old one.
 
     Raises:
         InputError: for every file that is not one of the kinds, or that is broken.
@@ -90,7 +111,7 @@ def load_model(path: Path, *, declared: str | None = None, size: tuple[int, int]
         raise InputError(f"model {path}", "is empty (0 bytes)", "a model file", "export or save it again")
     digest = graphs.sha256(path.read_bytes())
     read = {"torch": _from_state_dict, "pt2": _from_exported_program, "onnx": _from_onnx}[_sniff(path)]
-    return dataclasses.replace(read(path, declared, size), sha256=digest)
+    return dataclasses.replace(read(path, _Wanted(declared, size, replace_size)), sha256=digest)
 
 
 def _sniff(path: Path) -> str:
@@ -136,14 +157,17 @@ def _sniff_archive(path: Path) -> str:
     )
 
 
-def _from_state_dict(path: Path, declared: str | None, size: tuple[int, int] | None) -> Loaded:
+def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
     from student.checkpoint import load_checkpoint
     from student.networks import NETWORKS
 
     checkpoint = load_checkpoint(path)
     notes: tuple[Diagnostic, ...] = ()
-    if declared is not None:
-        contract = declared_contract(declared, 3, *(size or (PROMPT_SIZE, PROMPT_SIZE)))
+    size = wanted.size
+    if wanted.declared is not None:
+        contract = declared_contract(wanted.declared, 3, *(size or (PROMPT_SIZE, PROMPT_SIZE)))
+        if size is not None and wanted.replace_size:
+            contract = _resized(contract, *size)
     elif checkpoint.contract is not None:
         contract = checkpoint.contract
         contract = _resized(contract, *(size or (contract.height, contract.width)))
@@ -174,31 +198,32 @@ def _from_state_dict(path: Path, declared: str | None, size: tuple[int, int] | N
     return _finish(model, ModelKind.STATE_DICT, checkpoint.network_name, contract, notes)
 
 
-def _from_exported_program(path: Path, declared: str | None, size: tuple[int, int] | None) -> Loaded:
+def _from_exported_program(path: Path, wanted: _Wanted) -> Loaded:
     from compiler.exported_program import load_program
 
     module, arguments = load_program(path)
-    return _onnx_model(_export(module, arguments), path, ModelKind.EXPORTED_PROGRAM, declared, size)
+    return _onnx_model(_export(module, arguments), path, ModelKind.EXPORTED_PROGRAM, wanted)
 
 
-def _from_onnx(path: Path, declared: str | None, size: tuple[int, int] | None) -> Loaded:
+def _from_onnx(path: Path, wanted: _Wanted) -> Loaded:
     model = graphs.load(path)
     kind = ModelKind.QUANTIZED_ONNX if graphs.is_quantized(model) else ModelKind.FLOAT_ONNX
-    return _onnx_model(model, path, kind, declared, size)
+    return _onnx_model(model, path, kind, wanted)
 
 
-def _onnx_model(
-    model: ir.Model, path: Path, kind: ModelKind, declared: str | None, size: tuple[int, int] | None
-) -> Loaded:
+def _onnx_model(model: ir.Model, path: Path, kind: ModelKind, wanted: _Wanted) -> Loaded:
     inputs = graphs.real_inputs(model.graph)
     if not inputs:
         raise InputError(f"model {path}", "has no input", "at least one input", "export it with its input")
     if not model.graph.outputs:
         raise InputError(f"model {path}", "has no output", "at least one output", "export it with its output")
-    if size is not None:
-        for value in inputs:
-            _set_size(path, value, size)
-        forget_shapes(model.graph)
+    if wanted.size is not None:
+        if wanted.replace_size:
+            resize_input(model, inputs, wanted.size)
+        else:
+            for value in inputs:
+                _set_size(path, value, wanted.size)
+            forget_shapes(model.graph)
     stored = graphs.read_contract(model)
     # The contract is about the picture: the first input of rank 4, else the first of all.
     picture = next(
@@ -207,8 +232,10 @@ def _onnx_model(
     channels, height, width = graphs.picture_shape(picture) or (_channels(picture), 1, 1)
     fixed = graphs.picture_shape(picture) is not None
     notes: tuple[Diagnostic, ...] = ()
-    if declared is not None:
-        contract = declared_contract(declared, channels, height, width)
+    if wanted.declared is not None:
+        contract = declared_contract(wanted.declared, channels, height, width)
+        if wanted.replace_size:
+            contract = _resized(contract, height, width)
     elif stored is not None:
         contract = _resized(stored, height, width)
     elif kind is ModelKind.QUANTIZED_ONNX:
@@ -287,19 +314,23 @@ def input_contracts(model: ir.Model, contract: InputContract) -> tuple[InputCont
     return tuple(found)
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Sizes with commas between, in the order given, each once."""
+    found = (parse_size(part, "--what-if") for part in (text or "").split(",") if text is not None)
+    return tuple(dict.fromkeys(size for size in found if size is not None))
+
+
+def parse_size(text: str | None, option: str = "--input-size") -> tuple[int, int] | None:
     """`96` or `96x128` (height x width)."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
     if match is None or int(match[1]) == 0 or (match[2] is not None and int(match[2]) == 0):
-        raise InputError(
-            "--input-size", f"{text!r}", "HEIGHTxWIDTH in pixels", "for instance --input-size 96x96"
-        )
+        raise InputError(option, f"{text!r}", "HEIGHTxWIDTH in pixels", f"for instance {option} 96x96")
     height, width = int(match[1]), int(match[2] or match[1])
     if height > SENSOR_HEIGHT or width > SENSOR_WIDTH:
         raise InputError(
-            "--input-size",
+            option,
             f"{height}x{width}",
             f"the sensor has {SENSOR_HEIGHT}x{SENSOR_WIDTH} pixels",
             "give a smaller size, for instance 96x96",
@@ -326,6 +357,96 @@ def _set_size(path: Path, value: ir.Value, size: tuple[int, int]) -> None:
             "export the model at the size you want",
         )
     value.shape = ir.Shape([*list(value.shape or ())[:2], *size])
+
+
+def resize_input(model: ir.Model, inputs: Sequence[ir.Value], size: tuple[int, int]) -> None:
+    """Give the pictures among the inputs another size, in place, and forget every shape behind them.
+
+    Raises:
+        InputError: where no input is a picture, and where the graph holds the old size somewhere: shapes that
+            no longer agree, or a Resize to fixed sizes.
+    """
+    pictures = [value for value in inputs if value.shape is not None and len(value.shape) == 4]
+    if not pictures:
+        raise InputError(
+            "--what-if", "no input has the shape N,C,H,W", "a picture as input", "drop the option"
+        )
+    sizes = {tuple(value.shape or ())[2:] for value in pictures}
+    if len(sizes) > 1:
+        raise InputError(
+            "--what-if",
+            f"inputs of {len(sizes)} sizes",
+            "one picture size",
+            "export the model at the sizes you want and check that file",
+        )
+    before = _inferred(model)
+    for value in pictures:
+        value.shape = ir.Shape([*list(value.shape or ())[:2], *size])
+    forget_shapes(model.graph)
+    wanted = f"{size[0]}x{size[1]}"
+    try:
+        after = _inferred(model, strict=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise _fixed_size(wanted, f"shapes that no longer agree: {_complaint(error)}") from error
+    for node in float_view(model).model.graph:
+        if (held := _held_size(node, before, after)) is not None:
+            raise _fixed_size(wanted, f"{node.name or node.outputs[0].name}: {held}")
+
+
+_Shapes = Mapping[str, tuple[int | None, ...]]
+
+
+def _held_size(node: ir.Node, before: _Shapes, after: _Shapes) -> str | None:
+    """How the node holds the old input size without the shape inference minding; None where it does not."""
+    source = node.inputs[0] if node.inputs else None
+    read, made = (source.name or "" if source is not None else ""), node.outputs[0].name or ""
+    given, result = after.get(read, ()), after.get(made, ())
+    match node.op_type:
+        case "Resize" if len(node.inputs) > 3 and node.inputs[3] is not None:
+            if before.get(read) != given and before.get(made) == result:
+                return "a Resize to sizes that are constants of the graph"
+        case "Reshape" if given and result and None not in (*given, *result):
+            if math.prod(filter(None, given)) != math.prod(filter(None, result)):
+                return f"a Reshape of {list(given)} to {list(result)}"
+            if before.get(made, result)[0] != result[0]:
+                return f"a Reshape to a batch of {result[0]}"
+        case "Gemm" if given and not node.attributes.get_int("transA", 0):
+            weight = graphs.static_shape(node.inputs[1]) or ()
+            wanted = weight[1 if node.attributes.get_int("transB", 0) else 0] if len(weight) == 2 else None
+            if None not in (wanted, given[-1]) and wanted != given[-1]:
+                return f"a linear layer of {wanted} inputs, which would get {given[-1]}"
+    return None
+
+
+def _fixed_size(wanted: str, found: str) -> InputError:
+    return InputError(
+        f"--what-if {wanted}",
+        found,
+        "a graph whose only given size is its input's (scale factors instead of sizes, no fixed reshapes)",
+        "export the model at that size and check that file, or give the checkpoint, which is exported anew",
+    )
+
+
+def _inferred(model: ir.Model, strict: bool = False) -> dict[str, tuple[int | None, ...]]:
+    """Shape of every value by its name, inferred from the inputs; a symbolic length is None."""
+    proto = graphs.to_proto(float_view(model).model)
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) >= LARGE:
+            tensor.ClearField("raw_data")  # no shape is that large
+    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True).graph
+    return {
+        value.name: tuple(
+            dim.dim_value if dim.WhichOneof("value") == "dim_value" else None
+            for dim in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+
+
+def _complaint(error: Exception) -> str:
+    """The first complaint of the shape inference, without its counts and tags."""
+    text = " ".join(str(error).split())
+    return re.sub(r"\[\w+\]\s*", "", text.split("Inference error(s):")[-1]).strip()[:200]
 
 
 def _from_input_quantizer(value: ir.Value, channels: int, height: int, width: int) -> InputContract:
@@ -408,15 +529,15 @@ def _export(module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
     """torch.onnx.export of a module in evaluation mode, batch norms unfolded where the exporter lets us."""
     import warnings
 
-    import onnx
     import torch
 
     buffer = io.BytesIO()
     mode = torch.onnx.TrainingMode.EVAL
-    if isinstance(module, torch.fx.GraphModule):
-        mode = (
-            torch.onnx.TrainingMode.PRESERVE
-        )  # an exported program is in inference form and says no to eval()
+    program = module if isinstance(module, torch.fx.GraphModule) else None
+    if program is not None:
+        # An exported program is in inference form and says no to eval().
+        mode = torch.onnx.TrainingMode.PRESERVE
+        trace_in_scopes(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -437,6 +558,8 @@ def _export(module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
             "replace the operator in the torch model",
         ) from error
     model = graphs.from_proto(onnx.load_from_string(buffer.getvalue()))
+    if program is not None:
+        restore_places(model.graph, program)
     for index, value in enumerate(model.graph.outputs):  # the exporter numbers them
         value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
     return model

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compiler.agreement import Agreement, OutputAgreement
-from compiler.result import SCHEMA, CheckResult, CompileResult, StepTime
+from compiler.result import SCHEMA, CheckResult, CompileResult, SizeResult, StepTime
 from passes.diagnostics import Diagnostic
+from passes.imx500.latency import PUBLISHED, LatencyEstimate, estimate_latency
 from passes.imx500.limits import MEMORY_BUDGET
+
+if TYPE_CHECKING:
+    from compiler.agreement import Agreement, OutputAgreement
+    from passes.imx500.fixes import AppliedFix
 
 AGREEMENT_WORDS = {
     "mask-iou": "mean IoU of the float and the int8 mask",
@@ -46,7 +51,6 @@ def to_json(result: CompileResult, created: str) -> str:
         "memory_tensors": []
         if result.check.memory is None
         else [asdict(t) for t in result.check.memory.tensors],
-        "layers": [asdict(cost) for cost in result.check.costs],
         "outputs": [output.to_json() for output in result.outputs],
         "agreement": None if result.agreement is None else _agreement_json(result.agreement),
         "converter": None
@@ -99,7 +103,7 @@ def to_markdown(result: CompileResult, created: str) -> str:
         ),
         "",
     ]
-    lines += _memory_lines(result)
+    lines += [*_memory_lines(result), *_cost_lines(result.check)]
     findings = (*result.check.diagnostics, *result.vendor_diagnostics)
     lines += ["## Findings", ""]
     lines += [f"- {diagnostic_text(d)}" for d in findings] or ["None."]
@@ -152,7 +156,112 @@ def check_rows(check: CheckResult) -> list[tuple[str, str]]:
         total = f"{_mb(memory.total_bytes)} of {_mb(memory.budget_bytes)}"
         rows.append(("Memory", f"{total} (forecast: {model}, {runtime}){verdict}"))
     rows.append(("Cost", f"{check.macs / 1e6:.1f} M MACs, {check.parameters:,} parameters (exact)"))
+    if check.macs:
+        rows.append(("Latency", f"{_ms(check.latency)} ({_CALIBRATION})"))
+    for fix in check.fixes:
+        rows.append(("Fixed", fix_text(fix)))
     return rows
+
+
+_CALIBRATION = "estimated from the MACs at the published rates of " + " and ".join(
+    f"{point.network}, {point.ms:g} ms" for point in PUBLISHED
+)
+
+
+def fix_text(fix: AppliedFix) -> str:
+    """One rewrite on one line: place, what was done, how near it is, what it costs."""
+    where = f" in {fix.module}" if fix.module else ""
+    size = "bytes not forecast" if fix.bytes_added is None else f"{fix.bytes_added:+,} bytes (forecast)"
+    return (
+        f"{fix.rule}: {fix.node}{where}: {fix.done} ({fix.exactness}); "
+        f"{fix.macs_added / 1e6:+.2f} M MACs, {size}"
+    )
+
+
+COSTLIEST = 8
+"""Modules that the check names with their cost."""
+
+
+def cost_lines(check: CheckResult) -> list[str]:
+    """The modules with the most MACs, one a line, and the others together; report.json has every node."""
+    macs: dict[str, int] = {}
+    parameters: dict[str, int] = {}
+    for cost in check.costs:
+        name = cost.module or cost.node
+        macs[name] = macs.get(name, 0) + cost.macs
+        parameters[name] = parameters.get(name, 0) + cost.parameters
+    ordered = sorted((name for name in macs if macs[name]), key=lambda name: (-macs[name], name))
+    if not ordered:
+        return []
+    rows = [("MACs", "share", "parameters", "latency (estimated)", "module")]
+    rows += [
+        (
+            f"{macs[name] / 1e6:.1f} M",
+            f"{100 * macs[name] / check.macs:.1f} %",
+            f"{parameters[name]:,}",
+            _ms(estimate_latency(macs[name])),
+            name,
+        )
+        for name in ordered[:COSTLIEST]
+    ]
+    if others := ordered[COSTLIEST:]:
+        rest = sum(macs[name] for name in others)
+        share = f"{100 * rest / check.macs:.1f} %"
+        held = f"{sum(parameters[name] for name in others):,}"
+        rows.append(
+            (f"{rest / 1e6:.1f} M", share, held, _ms(estimate_latency(rest)), f"{len(others)} others")
+        )
+    return _aligned(rows)
+
+
+def what_if_lines(sizes: Iterable[SizeResult]) -> list[str]:
+    """The network at other input sizes, one a line; bytes are forecasts."""
+    rows = [
+        (
+            "size",
+            "model bytes",
+            "runtime (forecast)",
+            "total",
+            "fits",
+            "MACs",
+            "latency (estimated)",
+            "findings",
+        )
+    ]
+    problems = []
+    for size in sizes:
+        name = f"{size.height}x{size.width}"
+        if size.check is None or size.check.memory is None:
+            problems.append(f"{name}: {size.problem}")
+            continue
+        check, memory = size.check, size.check.memory
+        tiled = "no, may tile" if memory.may_tile else "no"
+        rows.append(
+            (
+                name,
+                f"{memory.model_bytes:,}",
+                f"{memory.runtime_bytes:,}",
+                f"{memory.total_bytes:,}",
+                "yes" if memory.fits else tiled,
+                f"{check.macs / 1e6:.1f} M",
+                _ms(check.latency),
+                check_rows(check)[0][1],
+            )
+        )
+    return [*(_aligned(rows) if len(rows) > 1 else []), *problems]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns as wide as their widest entry, numbers to the right, the last one as it is."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(f"{text:>{width}}" for text, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+
+
+def _ms(estimate: LatencyEstimate) -> str:
+    return f"{estimate.low_ms:.3g} to {estimate.high_ms:.3g} ms"
 
 
 def _agreement_text(output: OutputAgreement, pictures: int) -> str:
@@ -168,9 +277,11 @@ def _agreement_text(output: OutputAgreement, pictures: int) -> str:
 def diagnostic_text(diagnostic: Diagnostic) -> str:
     """One finding on one line: severity, place, what was found, the limit, the fix."""
     where = f" in {diagnostic.module}" if diagnostic.module else ""
+    where += f" ({diagnostic.line})" if diagnostic.line else ""
     node = f"{diagnostic.node}{where}: " if diagnostic.node else ""
+    limit = diagnostic.limit.rstrip(".")
     return (
-        f"{diagnostic.severity.value} {diagnostic.rule}: {node}{diagnostic.found}; {diagnostic.limit}. "
+        f"{diagnostic.severity.value} {diagnostic.rule}: {node}{diagnostic.found}; {limit}. "
         f"Fix: {diagnostic.fix}"
     )
 
@@ -212,6 +323,11 @@ def _memory_lines(result: CompileResult) -> list[str]:
     largest = sorted(memory.tensors, key=lambda tensor: (-tensor.bytes, tensor.name))[:8]
     lines += [f"| {t.name} | {t.bytes:,} | {t.layout} | {t.first_step}..{t.last_step} |" for t in largest]
     return [*lines, ""]
+
+
+def _cost_lines(check: CheckResult) -> list[str]:
+    costliest = cost_lines(check)
+    return ["## Costliest modules", "", "```", *costliest, "```", ""] if costliest else []
 
 
 def _agreement_lines(result: CompileResult) -> list[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from compiler.agreement import Agreement
-from compiler.simulator.fixedpoint import Grid
 from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity, has_errors
+from passes.imx500.latency import PUBLISHED, LatencyEstimate, estimate_latency
 from passes.imx500.macs import LayerCost
 from passes.imx500.memory import MemoryForecast
+
+if TYPE_CHECKING:  # a check needs none of them to run, and does without what they import
+    from compiler.agreement import Agreement
+    from compiler.simulator.fixedpoint import Grid
+    from passes.imx500.fixes import AppliedFix
 
 SCHEMA = 1
 """Version of report.json and of `check --format json`."""
@@ -24,12 +28,16 @@ class CheckResult:
     Attributes:
         diagnostics: everything found, errors first.
         memory: the forecast; None where the graph is too broken to schedule.
-        costs: multiply-accumulates and parameters per layer.
+        costs: multiply-accumulates and parameters of every node that works on data.
+        fixes: what `--fix` rewrote before the graph was checked.
+        what_if: the same network at other input sizes (`--what-if`).
     """
 
     diagnostics: tuple[Diagnostic, ...]
     memory: MemoryForecast | None
     costs: tuple[LayerCost, ...]
+    fixes: tuple[AppliedFix, ...] = ()
+    what_if: tuple[SizeResult, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -44,6 +52,11 @@ class CheckResult:
     def parameters(self) -> int:
         """Weights and biases of the graph as it is (exact; a folded batch norm counts as its bias)."""
         return sum(cost.parameters for cost in self.costs)
+
+    @property
+    def latency(self) -> LatencyEstimate:
+        """Of one inference, from the multiply-accumulates (estimated)."""
+        return estimate_latency(self.macs)
 
     def to_json(self) -> dict[str, Any]:
         """The block that `check --format json` prints and that report.json holds under `check`."""
@@ -64,7 +77,57 @@ class CheckResult:
             },
             "macs": self.macs,
             "parameters": self.parameters,
+            "latency": {
+                **_latency_json(self.macs),
+                "calibrated_on": [
+                    asdict(point) | {"macs_per_cycle": round(point.macs_per_cycle, 1), "kind": "published"}
+                    for point in PUBLISHED
+                ],
+            },
+            "kind": {"macs": "exact", "parameters": "exact", "latency": "estimated"},
+            "layers": [
+                asdict(cost) | {"latency": _latency_json(cost.macs) if cost.macs else None}
+                for cost in self.costs
+            ],
+            "fixes": [asdict(fix) for fix in self.fixes],
+            "what_if": [size.to_json() for size in self.what_if],
         }
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """The network at another input size.
+
+    Attributes:
+        height, width: the size.
+        check: what the check found there; None where the network cannot take the size.
+        problem: why it cannot, "" where it can.
+    """
+
+    height: int
+    width: int
+    check: CheckResult | None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        size = {"height": self.height, "width": self.width}
+        if self.check is None or self.check.memory is None:
+            return size | {"problem": self.problem}
+        memory = self.check.memory
+        return size | {
+            "ok": self.check.ok,
+            "model_bytes": memory.model_bytes,
+            "runtime_bytes": memory.runtime_bytes,
+            "total_bytes": memory.total_bytes,
+            "fits": memory.fits,
+            "kind": dict(memory.exactness),
+            "macs": self.check.macs,
+            "latency": _latency_json(self.check.macs),
+        }
+
+
+def _latency_json(macs: int) -> dict[str, Any]:
+    return asdict(estimate_latency(macs)) | {"kind": "estimated"}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Diagnostic:
         limit: what the target takes, with its number.
         fix: an instruction that works.
         source: where the limit comes from, for instance `imx500-converter 3.19.2, measured`.
+        line: `FILE:LINE` in the user's torch code where the export tells it, else "".
     """
 
     rule: str
@@ -38,6 +39,7 @@ class Diagnostic:
     limit: str
     fix: str
     source: str
+    line: str = ""
 
     def to_json(self) -> dict[str, str]:
         return {key: str(value) for key, value in asdict(self).items()}

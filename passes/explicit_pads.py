@@ -53,10 +53,19 @@ def explicit_pads(node: ir.Node) -> list[int] | None:
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         if size is None:
             return None
-        total = (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size
-        if total < 0:
+        pads = same_pads(size, stride, (k - 1) * dilation + 1, mode)
+        if sum(pads) < 0:
             return None  # a stride above the kernel's extent: runtimes differ on what SAME then means
-        small, large = total // 2, total - total // 2
-        begin.append(small if mode == "SAME_UPPER" else large)
-        end.append(large if mode == "SAME_UPPER" else small)
+        begin.append(pads[0])
+        end.append(pads[1])
     return [*begin, *end]
+
+
+def same_pads(size: int, stride: int, extent: int, mode: str) -> tuple[int, int]:
+    """Pixels that SAME_UPPER or SAME_LOWER puts before and after an axis; a stride above `extent` takes some.
+
+    `extent` is the kernel's with its dilation, (k - 1) d + 1.
+    """
+    total = (-(-size // stride) - 1) * stride + extent - size
+    small, large = total // 2, total - total // 2
+    return (small, large) if mode == "SAME_UPPER" else (large, small)

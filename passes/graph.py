@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,9 @@ from passes.files import write_beside
 
 MODULE_KEY = "picosam2.module"
 """Key in a node's metadata_props: dotted path of the torch module the node came from."""
+
+LINE_KEY = "picosam2.line"
+"""Key in a node's metadata_props: `FILE:LINE` of the user's torch code that the node came from."""
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 QUANTIZER_DOMAIN = "mct_quantizers"
@@ -118,18 +121,23 @@ def const_array(value: ir.Value | None) -> np.ndarray | None:
 
 def unique_name(name: str, taken: set[str]) -> str:
     """`name`, with a number where it is taken; the result is added to `taken`."""
+    candidate = _free_name(name, taken)
+    taken.add(candidate)
+    return candidate
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
     candidate, count = name, 0
     while candidate in taken:
         count += 1
         candidate = f"{name}_{count}"
-    taken.add(candidate)
     return candidate
 
 
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; a number is appended where the name is taken."""
-    unique = unique_name(name, set(graph.initializers))
-    value = ir.val(unique, const_value=ir.tensor(array, name=unique))
+    unique = _free_name(name, graph.initializers)
+    value = ir.val(unique, const_value=ir.Tensor(array, name=unique))
     graph.register_initializer(value)
     return value
 
@@ -145,7 +153,7 @@ def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
     """Dimensions of a value, None for a symbolic one; None as a whole where the rank is unknown."""
     if value is None or value.shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+    return tuple([dim if isinstance(dim, int) else None for dim in value.shape.dims])
 
 
 def picture_shape(value: ir.Value) -> tuple[int, int, int] | None:
@@ -179,6 +187,11 @@ def consumers(value: ir.Value) -> list[ir.Node]:
 def module_of(node: ir.Node) -> str:
     """Dotted path of the torch module the node came from, "" where unknown."""
     return node.metadata_props.get(MODULE_KEY, "")
+
+
+def line_of(node: ir.Node) -> str:
+    """`FILE:LINE` of the user's torch code that the node came from, "" where the export does not tell."""
+    return node.metadata_props.get(LINE_KEY, "")
 
 
 def is_quantizer(node: ir.Node) -> bool:

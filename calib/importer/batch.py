@@ -56,7 +56,9 @@ def gather(quantized: ir.Model, batch: int) -> None:
         for value in node.inputs:
             array = const_array(value)
             producer = value.producer() if value is not None else None
-            if array is not None and producer is not None and array.ndim and array.shape[0] == batch:
+            if array is None or producer is None or array.dtype.kind != "f":
+                continue  # integers are sizes: the exporter joins the numbers of a Pad so
+            if array.ndim and array.shape[0] == batch:
                 producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(array[:1]))
 
 

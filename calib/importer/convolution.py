@@ -12,6 +12,7 @@ from torch import fx, nn
 from calib.importer.context import Context, integer, ints, text, to_tensor
 from calib.importer.patterns import gemm_parameters, linear
 from calib.importer.registry import UnknownForm, operator
+from passes.explicit_pads import same_pads
 from passes.graph import const_array
 
 Padding = tuple[int, int, int, int]
@@ -35,13 +36,11 @@ def padding_of(
         return explicit_padding(node)
     if mode == "VALID":
         return 0, 0, 0, 0
-    before, after = [], []
-    for size, k, s, d in zip(ctx.shape(x)[2:], kernel, strides, dilations, strict=True):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        before.append(small if mode == "SAME_UPPER" else large)
-        after.append(large if mode == "SAME_UPPER" else small)
-    return before[0], before[1], after[0], after[1]
+    (top, bottom), (left, right) = (
+        same_pads(size, stride, (k - 1) * dilation + 1, mode)
+        for size, k, stride, dilation in zip(ctx.shape(x)[2:], kernel, strides, dilations, strict=True)
+    )
+    return max(top, 0), max(left, 0), max(bottom, 0), max(right, 0)
 
 
 def explicit_padding(node: ir.Node) -> Padding:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from passes.explicit_pads import same_pads
 from passes.graph import STANDARD_DOMAINS, const_array, is_quantizer, static_shape
 
 PASS_THROUGH = ("Identity", "Dropout")
@@ -135,13 +136,18 @@ def window(node: ir.Node) -> Window | None:
     if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
         return bare
     sizes = (shape_behind(input_at(node, 0)) or ())[2:] or (None,) * axes
-    small, large = [], []
-    for size, stride, extent in zip(sizes, strides, bare.effective, strict=True):
-        total = 0 if size is None else max((-(-size // stride) - 1) * stride + extent - size, 0)
-        small.append(total // 2)
-        large.append(total - total // 2)
-    before, after = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
-    return Window(kernel, strides, dilations, tuple(before), tuple(after), bare.group)
+    around = [
+        (0, 0) if size is None else same_pads(size, stride, extent, auto_pad)
+        for size, stride, extent in zip(sizes, strides, bare.effective, strict=True)
+    ]
+    before, after = (tuple(max(pads[end], 0) for pads in around) for end in (0, 1))
+    return Window(kernel, strides, dilations, before, after, bare.group)
+
+
+def padding_layer(found: Window) -> str:
+    """The torch layer that pads as the window says (left, right, top, bottom)."""
+    sides = (pad for pair in zip(found.before[::-1], found.after[::-1], strict=True) for pad in pair)
+    return f"nn.ZeroPad2d(({', '.join(map(str, sides))}))"
 
 
 def is_depthwise(node: ir.Node) -> bool:
@@ -188,59 +194,6 @@ def data_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     """The nodes that work on data, in graph order: neither static nor quantizers."""
     static = static_nodes(graph)
     return (node for node in graph if node not in static and not is_quantizer(node))
-
-
-def is_gelu_erf(node: ir.Node) -> bool:
-    """The Erf is the one inside GELU, x * (1 + erf(x / sqrt 2)) times a number, in any order of the factors.
-
-    Exporters below opset 20 write GELU so (the number is 1/2, unless a weight has taken it in); it reaches
-    the converter as one Gelu.
-    """
-    scaled = node.inputs[0]
-    scale = scaled.producer() if scaled is not None else None
-    if scale is None or scale.op_type not in ("Div", "Mul"):
-        return False
-    operands = [value for value in scale.inputs if not is_constant(value)]
-    factors = [constant(value) for value in scale.inputs if is_constant(value)]
-    if len(operands) != 1 or len(factors) != 1 or factors[0] is None or factors[0].size != 1:
-        return False
-    wanted = np.sqrt(2.0) if scale.op_type == "Div" else np.sqrt(0.5)
-    added = _only_user(node.outputs[0])
-    if not np.isclose(factors[0].item(), wanted, rtol=1e-3) or added is None or not _adds_one(added, node):
-        return False
-    factor, product = added.outputs[0], _only_user(added.outputs[0])
-    while product is not None and product.op_type == "Mul":
-        other = product.inputs[1] if product.inputs[0] is factor else product.inputs[0]
-        if other is operands[0] or _is_multiple_of(other, operands[0]):
-            return True
-        if not is_constant(other):
-            return False
-        factor = product.outputs[0]
-        product = _only_user(factor)
-    return False
-
-
-def _only_user(value: ir.Value) -> ir.Node | None:
-    """The node that alone reads the value."""
-    users = [use.node for use in value.uses()]
-    return users[0] if len(users) == 1 else None
-
-
-def _adds_one(add: ir.Node, erf: ir.Node) -> bool:
-    others = [constant(value) for value in add.inputs if value is not erf.outputs[0]]
-    return (
-        add.op_type == "Add" and len(others) == 1 and others[0] is not None and bool(np.all(others[0] == 1))
-    )
-
-
-def _is_multiple_of(value: ir.Value | None, x: ir.Value | None) -> bool:
-    """The value is a number times x."""
-    producer = None if value is None else value.producer()
-    if producer is None or producer.op_type != "Mul":
-        return False
-    others = [operand for operand in producer.inputs if operand is not x]
-    array = constant(others[0]) if len(others) == 1 else None
-    return array is not None and array.size == 1
 
 
 def round_up(number: int, multiple: int = 32) -> int:

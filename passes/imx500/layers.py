@@ -7,12 +7,13 @@ Conv2D_Relu, Conv2D_Add, FullyConnected_Sigmoid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 
 import onnx_ir as ir
 
+from passes.gelu import gelu_around
 from passes.imx500.geometry import (
     behind,
     constant,
@@ -21,8 +22,9 @@ from passes.imx500.geometry import (
     int_attribute,
     is_constant,
     is_depthwise,
-    is_gelu_erf,
+    round_up,
     shape_behind,
+    window,
 )
 
 Shape = tuple[int, ...]
@@ -61,7 +63,8 @@ KINDS = {
     "ReduceSum": Kind.REDUCE, "ReduceMax": Kind.REDUCE, "ReduceL2": Kind.REDUCE, "ArgMax": Kind.REDUCE,
     "Add": Kind.ELEMENTWISE, "Sub": Kind.ELEMENTWISE, "Mul": Kind.ELEMENTWISE, "Div": Kind.ELEMENTWISE,
     "Max": Kind.ELEMENTWISE, "Min": Kind.ELEMENTWISE, "Concat": Kind.CONCAT,
-    "BatchNormalization": Kind.NORM, "LayerNormalization": Kind.NORM, "Softmax": Kind.ACTIVATION,
+    "BatchNormalization": Kind.NORM, "LayerNormalization": Kind.NORM, "InstanceNormalization": Kind.NORM,
+    "Softmax": Kind.ACTIVATION,
     "Neg": Kind.ELEMENTWISE, "Pow": Kind.ELEMENTWISE,
     **dict.fromkeys((*ACTIVATIONS, *TABLE_OPERATORS), Kind.ACTIVATION),
 }  # fmt: skip
@@ -150,13 +153,87 @@ def layers_of(graph: ir.Graph) -> tuple[Layer, ...]:
             if layer is not None:
                 heads[node] = layer
                 taken.update(layer.parts)
+    gelus = {part: gelu for node in nodes if (gelu := gelu_around(node)) for part in gelu.nodes}
     for node in nodes:
         if node in taken:
             continue
-        layer = _gelu(node) or _layer(node, taken)
+        gelu = gelus.get(node)
+        layer = _make(Kind.ACTIVATION, gelu.erf, list(gelu.nodes), "Gelu") if gelu else _layer(node, taken)
         heads[layer.parts[-1]] = layer
         taken.update(layer.parts)
-    return tuple(sorted(heads.values(), key=lambda layer: max(order[part] for part in layer.parts)))
+    ordered = sorted(heads.values(), key=lambda layer: max(order[part] for part in layer.parts))
+    return _shrinking_branch_first(ordered)
+
+
+def _shrinking_branch_first(layers: list[Layer]) -> tuple[Layer, ...]:
+    """Of two branches of one tensor that an elementwise layer joins, the one runs first that needs less so.
+
+    A branch is a chain of layers that nothing else reads. It needs its largest step while it runs and keeps
+    its last result until the join. Where both orders need as much, the order of the graph stays.
+    """
+    index = {output: at for at, layer in enumerate(layers) for output in layer.outputs}
+    key = [(at, 0) for at in range(len(layers))]
+    for join in layers:
+        if (join.kind is not Kind.ELEMENTWISE and not join.adds) or len(join.inputs) != 2:
+            continue
+        early, late = sorted((_branch(value, index, layers) for value in join.inputs), key=lambda b: b[-1:])
+        if not early or not late or layers[early[0]].inputs[0] is not layers[late[0]].inputs[0]:
+            continue
+        if _needed(late, early, layers) < _needed(early, late, layers):
+            for place, at in enumerate(early):
+                key[at] = (late[-1], place + 1)
+    return tuple(layers[at] for at in sorted(range(len(layers)), key=key.__getitem__))
+
+
+def _branch(value: ir.Value, index: dict[ir.Value, int], layers: list[Layer]) -> list[int]:
+    """The chain of layers that makes the value and that nothing else reads, first to last."""
+    chain: list[int] = []
+    while value in index:
+        layer = layers[index[value]]
+        readers = _readers(value)
+        if len(layer.inputs) != 1 or len(layer.outputs) != 1 or len(readers) != 1 or value.is_graph_output():
+            break
+        chain.insert(0, index[value])
+        value = layer.inputs[0]
+    return chain
+
+
+def _needed(first: list[int], second: list[int], layers: list[Layer]) -> int:
+    """Numbers alive at the largest step of two branches of one tensor, run one after the other.
+
+    The tensor itself is alive until the second branch has read it.
+    """
+    fork = prod(shape_of(layers[first[0]].inputs[0]))
+    most, result = 0, 0
+    for chain in (first, second):
+        read, beside = fork, result
+        copies = _copies(layers[chain[0]])
+        if copies:
+            # The last branch to read the tensor gives it up for its padded copy.
+            most = max(most, beside + fork * (copies + (chain is first)))
+        for at in chain:
+            made = prod(shape_of(layers[at].outputs[0]))
+            if layers[at].kind is Kind.REDUCE:
+                most = max(most, beside + read + _by_channels(layers[at].inputs[0]))
+            most = max(most, beside + read + made)
+            read = made
+            beside = fork if chain is first else result
+        result = read
+    return most
+
+
+def _copies(layer: Layer) -> int:
+    """Copies of what it reads that a strided convolution needs: padded, if it is, and cut into phases."""
+    found = window(layer.main) if layer.kind is Kind.CONVOLUTION else None
+    if found is None or max(found.strides) == 1:
+        return 0
+    return 1 + any((*found.before, *found.after))
+
+
+def _by_channels(value: ir.Value) -> int:
+    """Numbers of the copy that a reduction reads: channels in multiples of 32."""
+    channels, *pixels = shape_of(value) or (1,)
+    return round_up(channels) * prod(pixels)
 
 
 def _layer(node: ir.Node, taken: set[ir.Node]) -> Layer:
@@ -164,6 +241,8 @@ def _layer(node: ir.Node, taken: set[ir.Node]) -> Layer:
     kind = kind_of(node)
     if kind in (Kind.CONVOLUTION, Kind.GROUPED, Kind.TRANSPOSED, Kind.LINEAR):
         parts, activation = _absorb(node, taken)
+    elif node.op_type == "Add":
+        parts.extend(_clipping(node))
     return _make(kind, node, parts, activation)
 
 
@@ -213,8 +292,14 @@ def _with_addition(add: ir.Node, order: dict[ir.Node, int]) -> Layer | None:
             candidates.append(chain)
     if not candidates:
         return None
-    chain = max(candidates, key=lambda nodes: order[nodes[0]])
-    return _make(kind_of(chain[0]), chain[0], [*chain, add], "", adds=True)
+    chain = candidates[0]
+    return _make(kind_of(chain[0]), chain[0], [*chain, add, *_clipping(add)], "", adds=True)
+
+
+def _clipping(add: ir.Node) -> list[ir.Node]:
+    """The ReLU or Clip that alone reads an addition: Conv2D_Add_Relu and Add_Relu are one layer."""
+    reader = _only_reader(add)
+    return [reader] if reader is not None and reader.op_type in CLIPPING_ACTIVATIONS else []
 
 
 def _make(kind: Kind, main: ir.Node, parts: list[ir.Node], activation: str, adds: bool = False) -> Layer:
@@ -265,42 +350,11 @@ def _swish(value: ir.Value) -> list[ir.Node]:
     return [gates[0], products[0]]
 
 
-def _gelu(node: ir.Node) -> Layer | None:
-    """A GELU written as several nodes, beginning at the scaling in front of its Erf."""
-    erf = _only_reader(node)
-    if node.op_type not in ("Div", "Mul") or erf is None or erf.op_type != "Erf" or not is_gelu_erf(erf):
-        return None
-    x = next(behind(v) for v in node.inputs if v is not None and not is_constant(v))
-    parts = _gelu_of(x)
-    return _make(Kind.ACTIVATION, erf, parts, "Gelu") if parts else None
-
-
 def _gelu_of(x: ir.Value) -> list[ir.Node]:
-    """The nodes of 0.5 * x * (1 + erf(x / sqrt 2)), where only they read x; in graph order."""
+    """The nodes of a GELU of x that is written as several; in graph order."""
     scales = [node for node in _readers(x) if node.op_type in ("Div", "Mul")]
-    for scale in scales:
-        erf = _only_reader(scale)
-        if erf is None or erf.op_type != "Erf" or not is_gelu_erf(erf):
-            continue
-        parts = [scale, erf]
-        parts.extend(_until_product(erf, x))
-        return parts
+    for erf in map(_only_reader, scales):
+        found = None if erf is None else gelu_around(erf)
+        if found is not None:
+            return list(found.nodes)
     return []
-
-
-def _until_product(erf: ir.Node, x: ir.Value) -> Iterator[ir.Node]:
-    """The addition of one, the product with x, and products with numbers around it."""
-    reader, met = _only_reader(erf), False
-    while reader is not None and reader.op_type in ("Add", "Mul"):
-        constants = any(is_constant(value) for value in reader.inputs)
-        if not constants and met:
-            return
-        met |= not constants
-        yield reader
-        reader = _only_reader(reader) if constants or not met or _scales_next(reader) else None
-
-
-def _scales_next(node: ir.Node) -> bool:
-    """The node's one reader multiplies it by a number."""
-    reader = _only_reader(node)
-    return reader is not None and reader.op_type == "Mul" and any(map(is_constant, reader.inputs))

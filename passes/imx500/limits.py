@@ -45,8 +45,32 @@ operators of the chip: they are computed when the model is read and are not list
 no operator of the converter either, but its torch form reaches it as MaxPool.
 """
 
-MAX_DEPTHWISE_KERNEL = 12
-"""Largest side of a depthwise kernel; dense and grouped kernels were accepted up to 100."""
+SEEN_TO_PASS: Mapping[str, str] = MappingProxyType(
+    {
+        "Conv": "kernels up to 100 pixels a side, even and 1xN ones too, strides up to 32, dilations up to "
+        "30, any number of groups, depthwise with a multiplier, uneven padding",
+        "ConvTranspose": "kernels and strides up to 32, output_padding",
+        "MatMul": "constant weights behind rank 2 and 4; two activations of rank 3 and 4",
+        "MaxPool": "kernels and strides up to 64, padding",
+        "AveragePool": "kernels up to 128, padding that counts and that does not",
+        "Resize": "any ratio or size, smaller too",
+        "Softmax": "every axis but the batch",
+        "Clip": "any bounds, one or both",
+        "BatchNormalization": "behind a convolution, where it is folded, and alone",
+        "Mul": "as Add, Sub, Div, Max and Min: tensors with every broadcast, constants on either side",
+        "Transpose": "ranks 2 to 6",
+        "Concat": "channels, height and width",
+        "Pad": "any constant, channels too",
+        "ReduceMean": "as ReduceSum and ReduceMax: one axis or several, kept or not",
+    }
+)
+"""Operator -> the forms that were measured and passed; the rules bound what is between and beyond."""
+
+MAX_GROUPED_KERNEL = 12
+"""Largest side of a depthwise or grouped kernel; dense ones were accepted up to 100."""
+
+MAX_NORM_ROW = 16_383
+"""Longest row that LayerNormalization takes; the converter's message names this limit itself."""
 
 MIN_RANK, MAX_RANK = 2, 7
 """Ranks of an activation, batch included; 7 is the highest that was converted."""

@@ -17,6 +17,7 @@ class LayerCost:
 
     Attributes:
         node: name of the ONNX node.
+        operator: its ONNX operator type.
         module: dotted torch module, "" where unknown.
         macs: multiply-accumulates (a multiplication and an addition count as one).
         parameters: numbers in its weights, biases and normalisation. Weights that several nodes share count
@@ -24,6 +25,7 @@ class LayerCost:
     """
 
     node: str
+    operator: str
     module: str
     macs: int
     parameters: int
@@ -43,7 +45,7 @@ PARAMETER_INPUTS = {
 
 
 def count_macs(model: ir.Model) -> tuple[LayerCost, ...]:
-    """Cost of every node that multiplies or holds parameters, in graph order; float or vendor dialect.
+    """Cost of every node that works on data, in graph order; float or vendor dialect.
 
     Lengths that are not known (a symbolic batch) count as 1.
     """
@@ -57,9 +59,7 @@ def count_macs(model: ir.Model) -> tuple[LayerCost, ...]:
             if len(shape) < 2 or value not in seen:
                 seen.add(value)
                 parameters += _size(value)
-        macs = node_macs(node)
-        if macs or parameters:
-            costs.append(LayerCost(node.name or "", module_of(node), macs, parameters))
+        costs.append(LayerCost(node.name or "", node.op_type, module_of(node), node_macs(node), parameters))
     return tuple(costs)
 
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from passes.graph import real_inputs
-from passes.imx500.geometry import Window, behind, even, round_up, window
+from passes.imx500.geometry import Window, behind, ceil_div, even, round_up, window
 from passes.imx500.layers import Kind, Layer, Shape, channels_of, shape_of
 from passes.imx500.weights import FEW, LANES, is_polyphase, is_whole_picture
 
@@ -74,6 +74,36 @@ class Schedule:
             for buffer in step.reads:
                 buffer.last = index
 
+    def placed_bytes(self, kept: list[int]) -> tuple[int, int]:
+        """Bytes of the step that needs most once its buffers have places, and that step.
+
+        Buffers begin at multiples of PLACE, the smallest last, so that its end need not be one.
+
+        Args:
+            kept: sizes of the buffers that stay for the whole run.
+        """
+        starts: list[list[Buffer]] = [[] for _ in self.steps]
+        ends: list[list[Buffer]] = [[] for _ in self.steps]
+        for buffer in self.buffers:
+            starts[max(buffer.first, 0)].append(buffer)
+            ends[max(buffer.last, 0)].append(buffer)
+        alive: dict[int, int] = {}
+        places = sum(round_up(size, PLACE) for size in kept)
+        most, at = 0, 0
+        for index, step in enumerate(self.steps):
+            for buffer in starts[index]:
+                alive[id(buffer)] = buffer.bytes
+                places += round_up(buffer.bytes, PLACE)
+            taken = places + round_up(step.scratch, PLACE)
+            if taken > most:
+                smallest = min(*alive.values(), *kept, step.scratch or taken, taken)
+                taken -= round_up(smallest, PLACE) - smallest
+            if taken > most:
+                most, at = taken, index
+            for buffer in ends[index]:
+                places -= round_up(alive.pop(id(buffer)), PLACE)
+        return most, at
+
     def live_bytes(self) -> list[int]:
         """Bytes alive during each step, scratch included."""
         change = [0] * (len(self.steps) + 1)
@@ -85,6 +115,10 @@ class Schedule:
             total += delta
             result.append(total + step.scratch)
         return result
+
+
+PLACE = 1_024
+"""Buffers begin at multiples of it."""
 
 
 def bytes_of(shape: Shape, layout: Layout) -> int:
@@ -128,8 +162,11 @@ def input_persistency(shape: Shape) -> int:
 INPUT_RESERVE = 4_096
 """Bytes an input keeps besides its picture."""
 
-ROW_CONVOLUTION_SCRATCH = 65_536
-"""Bytes a convolution needs that reads or writes by columns."""
+COLUMN_SCRATCH = 65_536
+"""Bytes a convolution needs that writes by columns, and a layer norm."""
+
+COLUMN_KERNEL = 17
+"""Largest kernel seen to write by columns; one of 31 writes channels."""
 
 
 def schedule_of(graph: ir.Graph, layers: tuple[Layer, ...]) -> Schedule:
@@ -189,10 +226,22 @@ class _Builder:
         match layer.kind:
             case Kind.CONVOLUTION if not is_whole_picture(layer):
                 self._convolution(layer)
+            case Kind.LINEAR if len(shape_of(layer.inputs[0])) == 3:
+                self._tokens(layer)
+            case Kind.NORM if layer.main.op_type == "LayerNormalization":
+                self._layer_norm(layer)
+            case Kind.NORM if layer.main.op_type == "InstanceNormalization":
+                self._instance_norm(layer)
             case Kind.ELEMENTWISE | Kind.CONCAT:
                 self._run(layer, self._cheapest(layer))
             case Kind.REDUCE if layer.main.op_type == "ArgMax":
                 self._run(layer, Layout.ROWS)
+            case Kind.REDUCE if _is_spatial(layer):
+                self._run(layer, Layout.CHANNELS)
+            case Kind.OTHER if layer.main.op_type == "GatherElements":
+                # The indices lie beside the tensor while it runs.
+                indices = bytes_of(shape_of(layer.outputs[0]), Layout.CHANNELS)
+                self._run(layer, Layout.CHANNELS, indices)
             case Kind.ACTIVATION | Kind.REDUCE | Kind.OTHER:
                 self._run(layer, self._present(layer.inputs[0]) if layer.inputs else Layout.CHANNELS)
             case _:
@@ -229,50 +278,87 @@ class _Builder:
         copies[layout] = buffer
         if source is None:
             self.steps.append(Step(buffer.name, [], [buffer]))
-        else:
-            self.steps.append(Step(f"{buffer.name} to {layout}", [source], [buffer], movable=True))
+            return buffer
+        name = f"{buffer.name} to {layout}"
+        if layout is Layout.CHANNELS and _turns(source):
+            for between in (source.bytes, size):
+                turned = Buffer(value, f"{buffer.name} turned", between, layout)
+                self.steps.append(Step(name, [source], [turned]))
+                source = turned
+        self.steps.append(Step(name, [source], [buffer], movable=True))
         return buffer
 
     def _cheapest(self, layer: Layer) -> Layout:
-        """Columns where all inputs lie so; else channels, or rows or columns where that is smaller."""
-        present = {self._present(value) for value in layer.inputs}
-        if present == {Layout.COLUMNS}:
+        """The smallest of channels, rows and wide, and of columns where the first picture lies so.
+
+        Columns come first where they are no larger, and where all pictures lie so.
+        """
+        pictures = [value for value in layer.inputs if len(shape_of(value)) == 3]
+        present = [self._present(value) for value in pictures]
+        if set(present) == {Layout.COLUMNS}:
             return Layout.COLUMNS
         shapes = [shape_of(value) for value in (*layer.inputs, *layer.outputs)]
-        choices = (Layout.CHANNELS, Layout.ROWS, Layout.WIDE)
-        return min(choices, key=lambda layout: sum(bytes_of(shape, layout) for shape in shapes))
+        choices = [Layout.CHANNELS, Layout.ROWS, Layout.WIDE]
+        if present[:1] == [Layout.COLUMNS]:
+            choices.insert(0, Layout.COLUMNS)
+        return _smallest(shapes, choices)
+
+    def _tokens(self, layer: Layer) -> None:
+        """A linear layer on the last axis of (H, W, C) runs as a 1x1 convolution of its pixels."""
+        few = (1, *shape_of(layer.outputs[0]))[-1] <= FEW
+        reads = [self._in(value, Layout.COLUMNS) for value in layer.inputs]
+        self._write(layer, reads, Layout.ROWS if few else Layout.COLUMNS, COLUMN_SCRATCH if few else 0)
+
+    def _layer_norm(self, layer: Layer) -> None:
+        """Layer norm reads tokens side by side: a copy with the number of tokens rounded up."""
+        shape = shape_of(layer.inputs[0])
+        source = self._in(layer.inputs[0], Layout.COLUMNS)
+        inner = (shape or (1,))[-1]
+        side = Buffer(
+            layer.inputs[0],
+            f"{source.name} side by side",
+            round_up(_product(shape) // inner) * inner,
+            Layout.COLUMNS,
+        )
+        self.steps.append(Step(side.name, [source], [side]))
+        self._write(layer, [side], Layout.COLUMNS, COLUMN_SCRATCH)
+
+    def _instance_norm(self, layer: Layer) -> None:
+        """Reads a picture by channels and leaves it with its columns rounded up."""
+        if len(shape_of(layer.inputs[0])) == 3:
+            reads = [self._in(layer.inputs[0], Layout.CHANNELS)]
+            self._write(layer, reads, Layout.WIDE, 2 * COLUMN_SCRATCH)
+        else:
+            self._run(layer, Layout.COLUMNS)
 
     def _convolution(self, layer: Layer) -> None:
         shape, found = shape_of(layer.inputs[0]), window(layer.main)
         out = shape_of(layer.outputs[0])
-        few = bool(out) and out[0] <= FEW and found is not None and max(found.dilations) == 1
-        layout = Layout.COLUMNS if few else Layout.CHANNELS
-        reads = [self._in(value, layout) for value in layer.inputs[1:]]
-        if found is None or len(shape) != 3:
-            self._write(layer, [self._in(layer.inputs[0], Layout.CHANNELS), *reads], layout)
+        reads = [self._in(value, Layout.CHANNELS) for value in layer.inputs[1:]]
+        if found is None or len(shape) != 3 or len(out) != 3:
+            self._write(layer, [self._in(layer.inputs[0], Layout.CHANNELS), *reads], Layout.CHANNELS)
             return
-        channels, split = (
-            shape[0],
-            is_polyphase(shape[0], channels_of(layer.outputs[0]), found.kernel, found.strides),
-        )
-        by_columns = Layout.CHANNELS not in self.copies.get(layer.inputs[0], {}) and channels <= LANES
+        channels = shape[0]
+        split = is_polyphase(channels, channels_of(layer.outputs[0]), found.kernel, found.strides)
+        plain = max(found.dilations) == 1 and (split or max(found.strides) == 1)
+        few = out[0] <= FEW and plain and max(found.kernel) <= COLUMN_KERNEL
+        copies = self.copies.get(layer.inputs[0], {})
+        by_columns = (Layout.COLUMNS in copies or Layout.CHANNELS not in copies) and channels <= LANES
         if not split and found.before != found.after:
             source = self._padded(layer.inputs[0], shape, found)
         elif split:
-            source = self._phases(layer.inputs[0], shape, found, by_columns)
+            source = self._phases(layer, shape, found, by_columns)
         elif (
             by_columns
-            and max(found.dilations) == 1
+            and plain
             and _is_framed(found)
             and (channels <= FEW or _framed_bytes(shape, found) < bytes_of(shape, Layout.CHANNELS))
         ):
             source = self._framed(layer.inputs[0], shape, found)
         else:
             source = self._in(layer.inputs[0], Layout.CHANNELS)
-        scratch = ROW_CONVOLUTION_SCRATCH if layout is Layout.COLUMNS else 0
-        if layer.adds and layout is Layout.COLUMNS:
-            scratch += bytes_of(out, layout)
-        self._write(layer, [source, *reads], layout, scratch)
+        layout = Layout.COLUMNS if few else Layout.CHANNELS
+        self._write(layer, [source, *reads], layout, COLUMN_SCRATCH if few else 0)
 
     def _framed(self, value: ir.Value, shape: Shape, found: Window) -> Buffer:
         """The tensor by columns inside its frame of padding, made by four copies."""
@@ -305,49 +391,100 @@ class _Builder:
             source = buffer
         return source
 
-    def _phases(self, value: ir.Value, shape: Shape, found: Window, by_columns: bool) -> Buffer:
-        """The padded tensor cut into one picture per phase of the stride, joined along the channels."""
-        layout = Layout.COLUMNS if by_columns else Layout.CHANNELS
-        source = self._in(value, layout)
+    def _phases(self, layer: Layer, shape: Shape, found: Window, by_columns: bool) -> Buffer:
+        """The padded tensor cut into one picture per phase of the stride, joined along the channels.
+
+        Rows are padded, then columns; columns are cut, then rows. What is worked on along an axis cannot have
+        that axis rounded up, so a tensor that lies by columns changes its layout in between.
+        """
+        value, out = layer.inputs[0], shape_of(layer.outputs[0])
+        source = self._in(value, Layout.COLUMNS if by_columns else Layout.CHANNELS)
         channels, rows, columns = shape
         (sh, sw), (kh, kw) = found.strides, found.kernel
-        tall = round_up(rows + found.before[0] + found.after[0], sh)
-        wide = round_up(columns + found.before[1] + found.after[1], sw)
-        name = value.name or ""
-        for padded in ((channels, tall, columns), (channels, tall, wide)):
-            buffer = Buffer(value, f"{name} padded", bytes_of(padded, layout), layout)
-            self.steps.append(Step(buffer.name, [source], [buffer]))
-            source = buffer
+        height, width = out[1] + ceil_div(kh, sh) - 1, out[2] + ceil_div(kw, sw) - 1
+        tall = max(rows + found.before[0] + found.after[0], height * sh)
+        wide = max(columns + found.before[1] + found.after[1], width * sw)
+        along = across = Layout.COLUMNS if by_columns else Layout.CHANNELS
+        reorders = by_columns and (tall, wide) != (rows, columns) and sw > 1
+        if reorders:
+            across = Layout.ROWS
+        cut = _smallest([(channels, tall, width)], (Layout.CHANNELS, along)) if reorders else along
+        small, whole = (channels, height, width), (channels * sh * sw, height, width)
+        join = cut
+        if reorders or not by_columns:
+            sizes = [small] * (sh * sw) + [whole]
+            join = _smallest(sizes, (Layout.CHANNELS, Layout.ROWS, Layout.WIDE))
+
+        def step(sources: list[Buffer], what: str, size: Shape, layout: Layout) -> Buffer:
+            buffer = Buffer(value, f"{value.name} {what}", bytes_of(size, layout), layout)
+            self.steps.append(Step(buffer.name, sources, [buffer]))
+            return buffer
+
+        if tall > rows:
+            source = step([source], "padded", (channels, tall, columns), along)
+        if reorders:
+            source = step([source], "padded", (channels, tall, columns), across)
+        if wide > columns:
+            source = step([source], "padded", (channels, tall, wide), across)
         pieces = []
-        for _ in range(min(sh, kh) * min(sw, kw)):
-            half = Buffer(
-                value, f"{name} rows of a phase", bytes_of((channels, tall, wide // sw), layout), layout
-            )
-            piece = Buffer(
-                value, f"{name} phase", bytes_of((channels, tall // sh, wide // sw), layout), layout
-            )
-            self.steps.append(Step(half.name, [source], [half]))
-            self.steps.append(Step(piece.name, [half], [piece]))
+        for _ in range(sh * sw):
+            piece = source
+            if sw > 1:
+                piece = step([piece], "rows of a phase", (channels, tall, width), across)
+                if reorders:
+                    piece = step([piece], "rows of a phase", (channels, tall, width), cut)
+            piece = step([piece], "phase", small, cut)
+            if join is not cut:
+                piece = step([piece], "phase", small, join)
             pieces.append(piece)
-        whole = (channels * sh * sw, tall // sh, wide // sw)
-        layout = Layout.COLUMNS if by_columns and whole[0] <= FEW else Layout.CHANNELS
-        joined = Buffer(value, f"{name} phases", bytes_of(whole, layout), layout)
-        self.steps.append(Step(joined.name, pieces, [joined]))
-        return joined
+        wanted = Layout.COLUMNS if by_columns and whole[0] <= FEW else Layout.CHANNELS
+        if not reorders and (by_columns or join is wanted):
+            return step(pieces, "phases", whole, wanted)
+        return step([step(pieces, "phases", whole, join)], "phases", whole, wanted)
 
     def deliver(self, value: ir.Value) -> None:
-        """An output leaves packed, by way of channels (by way of rows if it has one channel)."""
+        """An output leaves packed, by way of its first axis rounded up (rows if it has one channel)."""
         shape = shape_of(value)
-        copies = self.copies.get(behind(value), {})
-        source = next(iter(copies.values()), None)
-        if source is None or len(shape) != 3:
+        source = next(iter(self.copies.get(behind(value), {}).values()), None)
+        if source is None or len(shape) < 2:
             return
-        layout = Layout.ROWS if shape[0] == 1 else Layout.CHANNELS
-        for each in (layout, Layout.PACKED):
-            buffer = Buffer(value, f"{value.name} {each}", bytes_of(shape, each), each)
+        if len(shape) == 2:
+            first, sizes = Layout.CHANNELS, (round_up(shape[0]) * shape[1], shape[0] * round_up(shape[1]))
+        else:
+            first = Layout.ROWS if len(shape) == 3 and shape[0] == 1 else Layout.CHANNELS
+            rounded = round_up(shape[0]) * _product(shape[1:]) if len(shape) > 3 else bytes_of(shape, first)
+            sizes = (rounded, _product(shape))
+        for layout, size in zip((first, Layout.PACKED), sizes, strict=True):
+            buffer = Buffer(value, f"{value.name} {layout}", size, layout)
             self.steps.append(Step(buffer.name, [source], [buffer]))
             source = buffer
         self.steps.append(Step(f"{value.name} delivered", [source], []))
+
+
+def _turns(source: Buffer) -> bool:
+    """Rows (or columns) whose groups of 32 are no power of two, the last not full, take two more copies.
+
+    Seen at 208 and, in the total, at 200 (7 groups each); not at 58, 104, 116 and 232 (2, 4 and 8 groups) and
+    not at multiples of 32.
+    """
+    shape = () if source.tensor is None else shape_of(source.tensor)
+    if len(shape) != 3 or source.layout not in (Layout.ROWS, Layout.WIDE):
+        return False
+    axis = shape[1] if source.layout is Layout.ROWS else shape[2]
+    groups = ceil_div(axis, LANES)
+    return axis % LANES > 0 and groups & (groups - 1) > 0
+
+
+def _smallest(shapes: Iterable[Shape], layouts: Iterable[Layout]) -> Layout:
+    """The layout in which the tensors take least, the first of equals."""
+    sizes = list(shapes)
+    return min(layouts, key=lambda layout: sum(bytes_of(shape, layout) for shape in sizes))
+
+
+def _is_spatial(layer: Layer) -> bool:
+    """The reduction leaves the channels of a picture as they are."""
+    read, made = shape_of(layer.inputs[0]), shape_of(layer.outputs[0])
+    return len(read) == 3 and made[:1] == read[:1]
 
 
 def _is_framed(found: Window) -> bool:

@@ -7,6 +7,7 @@ evidence for each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
@@ -14,6 +15,7 @@ from passes.graph import module_of
 from passes.imx500.geometry import (
     behind,
     ceil_div,
+    constant,
     even,
     input_at,
     int_attribute,
@@ -85,7 +87,7 @@ def weight_rows(layers: tuple[Layer, ...], view: FloatView) -> tuple[WeightRow, 
     rows.extend(
         WeightRow(output.name or "output", "", ELEMENTWISE, 0)
         for output in view.model.graph.outputs
-        if output in made and _pixels(output) > 1
+        if (output in made or output.is_graph_input()) and _pixels(output) > 1
     )
     return tuple(rows)
 
@@ -96,13 +98,15 @@ def has_weights(layer: Layer) -> bool:
 
 def layer_bytes(layer: Layer, view: FloatView) -> int:
     """Bytes of a layer's weights, biases, tables and constants."""
-    if layer.kind is Kind.LINEAR or is_vector_convolution(layer):
+    if layer.kind is Kind.LINEAR or is_whole_picture(layer):
         return _linear(layer, view)
     if has_weights(layer):
         return _convolution(layer, view)
     match layer.main.op_type:
         case "BatchNormalization":
             return 5 * round_up(channels_of(layer.outputs[0]))
+        case "InstanceNormalization":
+            return _instance_norm(layer)
         case "LayerNormalization":
             return TABLE + 6 * round_up((1, *shape_of(layer.outputs[0]))[-1])
         case "Softmax":
@@ -111,6 +115,12 @@ def layer_bytes(layer: Layer, view: FloatView) -> int:
             return 0 if is_global(layer) else AVERAGE
         case "LeakyRelu":
             return SLOPE
+        case "GatherElements":
+            return round_up(_elements(layer.outputs[0])) + ELEMENTWISE
+        case "MatMul":
+            return BIAS * round_up((1, *shape_of(layer.outputs[0]))[-1])
+        case "Div" if is_reciprocal_root(layer.main):
+            return 0
         case "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min":
             return _elementwise(layer)
         case "Concat":
@@ -137,15 +147,12 @@ def is_global(layer: Layer) -> bool:
     return len(shape) == 3 and shape[1:] == (1, 1)
 
 
-def is_vector_convolution(layer: Layer) -> bool:
-    """A 1x1 convolution of one pixel, which runs as a fully connected layer."""
-    return is_whole_picture(layer) and shape_of(layer.inputs[0])[1:] == (1, 1)
-
-
 def is_whole_picture(layer: Layer) -> bool:
-    """A convolution whose kernel covers all of its input at once."""
+    """A convolution whose kernel covers all of its input at once runs as a fully connected layer."""
     found = window(layer.main) if layer.kind is Kind.CONVOLUTION else None
-    return found is not None and bool(layer.inputs) and found.kernel == shape_of(layer.inputs[0])[1:]
+    if found is None or not layer.inputs or any((*found.before, *found.after)):
+        return False
+    return found.kernel == shape_of(layer.inputs[0])[1:]
 
 
 def _linear(layer: Layer, view: FloatView) -> int:
@@ -154,7 +161,7 @@ def _linear(layer: Layer, view: FloatView) -> int:
     On more than one pixel (rank 4) it runs as a 1x1 convolution.
     """
     weight = shape_behind(input_at(layer.main, 1)) or (1, 1)
-    out, inner = (weight[0] or 1, weight[1] or 1)
+    out, inner = weight[0] or 1, prod(side or 1 for side in weight[1:])
     if layer.main.op_type == "MatMul" or (
         layer.main.op_type == "Gemm" and not int_attribute(layer.main, "transB", 0)
     ):
@@ -163,7 +170,8 @@ def _linear(layer: Layer, view: FloatView) -> int:
     if len(shape_of(layer.inputs[0])) == 3 and layer.kind is Kind.LINEAR:
         kernel = round_up(inner) * round_up(out) * bits // 8
         return kernel + (BIAS + REQUANTIZATION) * round_up(out) + _fused(layer)
-    return inner * round_up(out) * bits // 8 + 9 * round_up(out) + _fused(layer, linear=True)
+    table = TABLE_ALONE if layer.activation in TABLE_ACTIVATIONS else _fused(layer)
+    return inner * round_up(out) * bits // 8 + 9 * round_up(out) + table
 
 
 def _convolution(layer: Layer, view: FloatView) -> int:
@@ -216,35 +224,37 @@ FEW = 16
 
 
 def is_polyphase(inner: int, out: int, kernel: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """A strided convolution is split into phases where that costs nothing, or where it has few outputs.
+    """A strided convolution is split into phases where its kernel does not grow, or little and is small.
 
-    Separates all strided convolutions measured (3 to 192 channels, strides 2 to 32, kernels 1 to 32); the
+    Separates all 36 strided convolutions measured (3 to 192 channels, strides 2 to 32, kernels 1 to 32); the
     converter's own criterion is not known.
     """
     if max(strides) == 1:
         return False
     phases = strides[0] * strides[1]
     taps = ceil_div(kernel[0], strides[0]) * ceil_div(kernel[1], strides[1])
-    free = round_up(inner * phases) * taps <= round_up(inner) * kernel[0] * kernel[1]
-    return free or (out <= LANES and inner * phases <= PHASE_CHANNELS)
+    split = round_up(inner * phases) * taps * round_up(out)
+    grown = split - round_up(inner) * kernel[0] * kernel[1] * round_up(out)
+    return grown <= 0 or (grown <= PHASE_GROWTH and split <= SMALL_KERNEL)
 
 
 LANES = 32
 """Numbers the chip works on at a time."""
 
-PHASE_CHANNELS = 512
-"""Channels up to which splitting into phases was seen where it costs more."""
+SMALL_KERNEL = 24_576
+PHASE_GROWTH = 7_168
+"""Bytes of a split 8-bit kernel, and by which it grew, where it was split all the same; kernels of 32,768 and
+growth by 12,288 were not."""
 
 
-def _fused(layer: Layer, linear: bool = False) -> int:
+def _fused(layer: Layer) -> int:
     """Table of the activation or addition that runs with the layer."""
     if layer.adds:
         return TABLE
     if layer.activation == "LeakyRelu":
         return TABLE_ALONE
     if layer.activation in TABLE_ACTIVATIONS:
-        out = channels_of(layer.outputs[0]) if linear else 0
-        return TABLE + round_up(out)
+        return 2 * TABLE if layer.kind is Kind.GROUPED else TABLE
     return 0
 
 
@@ -254,6 +264,20 @@ def _elementwise(layer: Layer) -> int:
     for value in constants:
         size += round_up(_elements(value)) + ELEMENTWISE
     return size
+
+
+def is_reciprocal_root(node: ir.Node) -> bool:
+    """1 / sqrt(x), which is the one table of the square root."""
+    root = None if node.inputs[1] is None else behind(node.inputs[1]).producer()
+    over = constant(node.inputs[0])
+    return root is not None and root.op_type == "Sqrt" and over is not None and bool((over == 1).all())
+
+
+def _instance_norm(layer: Layer) -> int:
+    """Its table, and the scales and shifts unless they are those of a group norm (1 and 0)."""
+    scale, channels = constant(layer.main.inputs[1]), channels_of(layer.outputs[0])
+    plain = scale is not None and bool((scale == 1).all()) and len(shape_of(layer.outputs[0])) != 3
+    return TABLE + ELEMENTWISE + (0 if plain else (BIAS + REQUANTIZATION) * round_up(channels))
 
 
 def _elements(value: ir.Value | None) -> int:

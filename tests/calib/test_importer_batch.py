@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx import helper
 
 from calib.importer import to_torch
 from calib.importer.batch import gather, spread
 from passes.graph import const_array, from_proto, to_proto
-from tests.calib.graphs import one_node, random_inputs, run_onnx
+from tests.calib.graphs import model_of, one_node, random_inputs, run_onnx
 
 FRAME = np.random.default_rng(0).normal(size=(1, 2, 9, 12)).astype(np.float32)
 
@@ -51,3 +52,18 @@ def test_gather_makes_the_constants_of_one_picture_again() -> None:
     found = const_array(concat.inputs[1])
     assert found is not None
     np.testing.assert_array_equal(found, FRAME)
+
+
+def test_gather_leaves_the_sizes_of_a_pad_alone() -> None:
+    """The exporter joins a Pad's numbers in a Concat; four of them are no batch of four."""
+    nodes = [
+        helper.make_node("Constant", [], ["pads"], value_ints=[1, 1, 1, 1]),
+        helper.make_node("Concat", ["rest", "pads"], ["all"], axis=0),
+        helper.make_node("Pad", ["x", "all"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (1, 6, 9, 12)}, ["y"], {"rest": np.zeros(4, np.int64)})
+    gather(model, 4)
+    concat = next(node for node in model.graph if node.op_type == "Concat")
+    found = const_array(concat.inputs[1])
+    assert found is not None
+    assert found.tolist() == [1, 1, 1, 1]

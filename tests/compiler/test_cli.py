@@ -52,12 +52,20 @@ def illegal_onnx(tmp_path):
 def test_check_json_is_the_documented_block_alone_on_stdout(legal_onnx, capsys):
     assert cli.run(["check", str(legal_onnx), "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) == {"schema", "ok", "diagnostics", "memory", "macs", "parameters"}
+    assert set(document) == {
+        "schema", "ok", "diagnostics", "memory", "macs", "parameters", "latency", "kind", "layers", "fixes",
+        "what_if",
+    }  # fmt: skip
     assert document["schema"] == 1
     assert document["ok"] is True
     assert {"model_bytes", "runtime_bytes", "total_bytes", "budget_bytes", "fits"} <= set(document["memory"])
     assert document["macs"] == 8 * 3 * 9 * 16 * 16
     assert document["parameters"] == 8 * 3 * 9 + 8  # the folded offset made a bias
+    assert document["kind"] == {"macs": "exact", "parameters": "exact", "latency": "estimated"}
+    assert 0 < document["latency"]["low_ms"] < document["latency"]["high_ms"]
+    assert {point["kind"] for point in document["latency"]["calibrated_on"]} == {"published"}
+    assert sum(layer["macs"] for layer in document["layers"]) == document["macs"]
+    assert "Relu" in {layer["operator"] for layer in document["layers"]}
 
 
 def test_check_names_every_violation_and_exits_2(illegal_onnx, capsys):
@@ -87,7 +95,7 @@ def test_the_pipeline_is_printed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
         "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "explicit-pads",
-        "floor-pools", "fold-batchnorm", "fold-input", "remove-dead",
+        "floor-pools", "fold-batchnorm", "fold-input", "remove-dead", "fix",
         "check", "calibration", "quantize", "check-quantized", "agreement", "convert", "package",
     ]  # fmt: skip
 
@@ -108,6 +116,8 @@ def test_the_pipeline_is_printed(capsys):
         (["compile", "MODEL", "--calib-count", "0"], "calib-count"),
         (["frobnicate"], "frobnicate"),
         (["check", "MODEL", "--format", "xml"], "xml"),
+        (["check", "MODEL", "--what-if", "64x64,axb"], "axb"),
+        (["check", "MODEL", "--what-if", "9999"], "--what-if"),
     ],
 )
 def test_usage_errors_exit_1_with_one_message(arguments, word, legal_onnx, capsys, monkeypatch, tmp_path):
@@ -155,16 +165,71 @@ def test_a_defect_of_ours_is_one_message_too(legal_onnx, monkeypatch, capsys):
     assert "PICOSAM2_DEBUG" in error
 
 
-def test_check_and_help_load_no_torch(legal_onnx):
+def test_check_and_help_load_nothing_heavy(legal_onnx):
     """Start-up is light: the modules of a whole process, not its wall-clock."""
     code = (
         "import sys; from compiler import cli; code = cli.run(sys.argv[1:]); "
-        "print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+        "print({'torch', 'sympy', 'PIL'} & set(sys.modules), file=sys.stderr); sys.exit(code)"
     )
     for arguments in (["--help"], ["check", str(legal_onnx)]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 0
-        assert done.stderr.strip().splitlines()[-1] == "False"
+        assert done.stderr.strip().splitlines()[-1] == "set()"
+
+
+@pytest.fixture
+def fixable_onnx(tmp_path):
+    """One violation with a rewrite, one without."""
+    built = model(
+        [
+            node("Relu", ["x"], ["a"], name="first"),
+            node("Elu", ["a"], ["b"], name="elu"),
+            node("Log", ["b"], ["y"], name="log"),
+        ],
+        {"x": [1, 8, 16, 16]},
+        ["y"],
+        {},
+        contracts.raw(8, 16, 16),
+    )
+    path = tmp_path / "fixable.onnx"
+    graphs.save(built, path)
+    return path
+
+
+def test_a_finding_with_a_rewrite_says_so_and_no_other(fixable_onnx, capsys):
+    assert cli.run(["check", str(fixable_onnx), "--format", "json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    hints = {d["node"]: "--fix" in d["fix"] for d in document["diagnostics"] if d["severity"] == "error"}
+    assert hints == {"elu": True, "log": False}
+    assert document["fixes"] == []
+
+
+def test_fix_lists_what_was_rewritten_with_its_cost(fixable_onnx, capsys):
+    assert cli.run(["check", str(fixable_onnx), "--fix", "--format", "json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert {d["node"] for d in document["diagnostics"] if d["severity"] == "error"} == {"log"}
+    assert all("--fix" not in d["fix"] for d in document["diagnostics"])
+    (fix,) = document["fixes"]
+    assert (fix["rule"], fix["node"]) == ("imx500/operator", "elu")
+    assert {"done", "exactness", "macs_added", "bytes_added"} <= set(fix)
+    assert cli.run(["check", str(fixable_onnx), "--fix"]) == 2
+    assert "Fixed     imx500/operator: elu: Elu became" in capsys.readouterr().out
+
+
+def test_compile_fixes_too_and_refuses_what_is_left(fixable_onnx, tmp_path, capsys):
+    out = tmp_path / "package"
+    assert cli.run(["compile", str(fixable_onnx), "--fix", "--out", str(out), "--no-convert", "-q"]) == 2
+    error = capsys.readouterr().err
+    assert "log" in error
+    assert "elu" not in error
+    assert not out.exists()
+
+
+def test_what_if_prints_a_line_for_each_size(legal_onnx, capsys):
+    assert cli.run(["check", str(legal_onnx), "--what-if", "32x32,16,32x32,48x16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.split()[:2] == ["size", "model"])
+    assert [line.split()[0] for line in lines[start + 1 :]] == ["32x32", "16x16", "48x16"]
 
 
 @pytest.mark.parametrize("command", ["compile", "check", "doctor", "rules"])

@@ -14,6 +14,8 @@ from compiler.checking import check_graph
 from compiler.result import CompileResult, Output, StepTime, VendorFigures
 from compiler.simulator.fixedpoint import Grid
 from passes import contract as contracts
+from passes.imx500.fixes import AppliedFix, Exactness
+from passes.imx500.macs import LayerCost
 from passes.pipeline import apply_all
 from tests.graphs import model, node
 
@@ -84,9 +86,34 @@ def test_the_summary_prefers_what_was_measured(result):
     assert "Float against int8" not in alone
 
 
+def test_the_costliest_modules_add_up_to_the_whole(result):
+    lines = report.cost_lines(result.check)
+    assert lines[0].split() == ["MACs", "share", "parameters", "latency", "(estimated)", "module"]
+    assert lines[1].split()[:4] == ["0.1", "M", "100.0", "%"]
+    assert lines[1].endswith("stem")
+    assert "## Costliest modules" in report.to_markdown(result, WHEN)
+
+
+def test_more_modules_than_are_shown_are_summed(result):
+    costs = tuple(LayerCost(f"n{i}", "Conv", f"m{i}", 1_000_000 * (20 - i), i) for i in range(20))
+    lines = report.cost_lines(dataclasses.replace(result.check, costs=costs))
+    assert len(lines) == 1 + report.COSTLIEST + 1
+    assert lines[1].split()[0] == "20.0"
+    assert lines[-1].split()[:4] == ["78.0", "M", "37.1", "%"]  # 12 + 11 + ... + 1 of 210
+    assert lines[-1].endswith("12 others")
+
+
 def test_instructions_for_the_camera(result):
     text = raspberry_pi.instructions(result, packed=True)
     assert "imx500-package -i packerOut.zip" in text
     assert "p - 128" in text
     assert "--no-convert" not in text
     assert "--no-convert" in raspberry_pi.instructions(result, packed=False)
+
+
+@pytest.mark.parametrize(
+    ("added", "words"), [(None, "bytes not forecast"), (-1024, "-1,024 bytes (forecast)")]
+)
+def test_a_fix_says_what_it_costs(added, words):
+    fix = AppliedFix("imx500/pool-rank", "pool", "features.0", "became 2-D", Exactness.EXACT, 0, added)
+    assert words in report.fix_text(fix)

@@ -70,7 +70,8 @@ def network(snippet: str, seed: int = 0) -> nn.Module:
     scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": functional}
     exec(snippet, scope)
     torch.manual_seed(seed)
-    return scope["Net"]().eval()
+    made: nn.Module = scope["Net"]()
+    return made.eval()
 
 
 def export(snippet: str, shapes: list[list[int]]) -> ir.Model | None:
@@ -80,7 +81,13 @@ def export(snippet: str, shapes: list[list[int]]) -> ir.Model | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(network(snippet), examples, buffer, dynamo=False, opset_version=OPSET)
+            torch.onnx.export(
+                network(snippet),
+                examples,
+                buffer,  # type: ignore[arg-type]  # a file object is taken as well
+                dynamo=False,
+                opset_version=OPSET,
+            )
         except torch.onnx.errors.OnnxExporterError:
             return None
         model = graphs.from_proto(onnx.load_from_string(buffer.getvalue()))

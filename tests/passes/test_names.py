@@ -60,3 +60,35 @@ def test_a_module_is_read_from_the_weight_where_the_node_has_no_scope():
     )
     NameEverything()(built)
     assert graphs.module_of(next(iter(built.graph))) == "stem.conv"
+
+
+LIBRARY = "/usr/lib/python3/site-packages/torch/nn/modules/conv.py"
+
+
+def named(node_changes: dict[str, str], doc: str | None = None) -> tuple[str, str]:
+    """Module and line of a node that an exporter wrote so."""
+    built = model([node("Relu", ["x"], ["y"], name="node_relu_0")], {"x": [1, 3]}, ["y"])
+    (relu,) = built.graph
+    relu.metadata_props.update(node_changes)
+    relu.doc_string = doc
+    NameEverything()(built)
+    return graphs.module_of(relu), graphs.line_of(relu)
+
+
+def test_module_and_line_of_an_export_with_dynamo():
+    trace = (
+        'File "/home/me/net.py", line 15, in forward\n  y\n  File "/home/me/block.py", line 8, in f\n    z\n'
+    )
+    trace += f'  File "{LIBRARY}", line 554, in forward\n'
+    scopes = {"pkg.torch.onnx.name_scopes": "['', 'stem', 'stem.conv', 'conv2d']"}
+    assert named({**scopes, "pkg.torch.onnx.stack_trace": trace}) == ("stem.conv", "/home/me/block.py:8")
+
+
+def test_line_of_an_export_that_is_verbose():
+    doc = f"{LIBRARY}(549): _conv_forward\n/home/me/block.py(8): forward\n/home/me/net.py(15): forward\n"
+    assert named({}, doc) == ("", "/home/me/block.py:8")
+
+
+def test_an_export_that_tells_nothing_has_no_line():
+    assert named({"pkg.torch.onnx.name_scopes": "['', 'relu']"}) == ("", "")
+    assert named({}, f"{LIBRARY}(549): _conv_forward\n") == ("", "")

@@ -112,3 +112,69 @@ def test_the_pipeline_on_its_own_result_changes_nothing():
     once = apply_all(built)
     bytes_once = graphs.to_bytes(once)
     assert graphs.to_bytes(apply_all(graphs.parse(bytes_once))) == bytes_once
+
+
+@pytest.mark.parametrize(("kernel", "kept"), [(1, ["Pad", "Conv"]), (3, ["Conv"])])
+def test_a_pad_goes_into_a_convolution_only_where_it_is_below_the_kernel(kernel: int, kept: list[str]):
+    """The target takes a Pad of any size, but no convolution that pads by its kernel or more."""
+    built = model(
+        [node("Pad", ["x", "pads"], ["p"]), node("Conv", ["p", "w"], ["y"], name="conv")],
+        {"x": [1, 2, 8, 8]},
+        ["y"],
+        {
+            "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1]),
+            "w": np.random.default_rng(0).normal(size=(3, 2, kernel, kernel)).astype(np.float32),
+        },
+    )
+    x = np.random.default_rng(1).normal(size=(1, 2, 8, 8)).astype(np.float32)
+    before = run(built, x)
+    after, _ = apply(built, SIMPLIFY)
+    assert op_types(after) == kept
+    assert relative_error(before[0], run(after, x)[0]) < 1e-6
+
+
+def test_a_reduction_over_the_batch_stays_a_reduction():
+    """As a Squeeze of the batch MCT would export it as an If."""
+    built = model(
+        [node("Relu", ["x"], ["r"]), node("ReduceMean", ["r"], ["y"], axes=[0], keepdims=0)],
+        {"x": [1, 3, 4, 4]},
+        ["y"],
+    )
+    after, _ = apply(built, SIMPLIFY)
+    assert op_types(after) == ["Relu", "ReduceMean"]
+
+
+def test_linear_layers_that_read_one_tensor_keep_their_names():
+    rng = np.random.default_rng(0)
+    names = ["q", "k", "v"]
+    built = model(
+        [node("MatMul", ["x", f"w{name}"], [f"o{name}"], name=f"/{name}/MatMul") for name in names]
+        + [node("Add", ["oq", "ok"], ["s"]), node("Add", ["s", "ov"], ["y"])],
+        {"x": [1, 2, 4, 8]},
+        ["y"],
+        {f"w{name}": rng.normal(size=(8, 8)).astype(np.float32) for name in names},
+    )
+    built, _ = apply(built, next(t for t in FLOAT_TRANSFORMS if t.name == "name"))
+    next(iter(built.graph)).metadata_props[graphs.LINE_KEY] = "net.py:7"
+    after, _ = apply(built, SIMPLIFY)
+    layers = [n for n in after.graph if n.op_type == "MatMul"]
+    assert [graphs.module_of(n) for n in layers] == names
+    assert graphs.line_of(layers[0]) == "net.py:7"
+
+
+@pytest.mark.parametrize(("kernel", "kept"), [(3, ["Pad", "AveragePool"]), (4, ["AveragePool"])])
+def test_a_pad_goes_into_a_pool_only_up_to_half_the_kernel(kernel: int, kept: list[str]):
+    built = model(
+        [
+            node("Pad", ["x", "pads"], ["p"]),
+            node("AveragePool", ["p"], ["y"], kernel_shape=[kernel, kernel], count_include_pad=1),
+        ],
+        {"x": [1, 2, 8, 8]},
+        ["y"],
+        {"pads": np.int64([0, 0, 1, 0, 0, 0, 0, 2])},
+    )
+    x = np.random.default_rng(1).normal(size=(1, 2, 8, 8)).astype(np.float32)
+    before = run(built, x)
+    after, _ = apply(built, SIMPLIFY)
+    assert op_types(after) == kept
+    assert relative_error(before[0], run(after, x)[0]) < 1e-6

@@ -13,7 +13,10 @@ INDEX_OUTPUTS = {"ArgMax": 0, "TopK": 1, "MaxPool": 1}
 
 @rule("data-type")
 def data_is_float32(node: ir.Node) -> Found | None:
-    """Data are float32 everywhere; the integers of ArgMax and TopK may only leave the network as outputs."""
+    """Data are float32 everywhere; the integers of ArgMax and TopK may only leave the network as outputs.
+
+    Fix: call model.float() before exporting; leave masks, comparisons and integers to the host.
+    """
     for value in node.inputs:
         if value is None or value.dtype in (None, ir.DataType.FLOAT) or is_static(value):
             continue

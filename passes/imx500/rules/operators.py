@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from passes.imx500.geometry import is_gelu_erf, is_standard
+from passes.gelu import gelu_around
+from passes.imx500.geometry import is_standard
 from passes.imx500.limits import ACCEPTED_OPERATORS
 from passes.imx500.rules.registry import Found, rule
 
@@ -69,7 +70,10 @@ OTHERWISE = "leave it out of the network: split the model before it and compute 
 
 @rule("operator")
 def operator_set(node: ir.Node) -> Found | None:
-    """Only operators of the target; `picosam2 rules` lists them."""
+    """Only operators of the target; `picosam2 rules` lists them.
+
+    Fix: use what the table of replacements names, or compute it on the host.
+    """
     if is_standard(node) and node.op_type in ACCEPTED_OPERATORS:
         return None
     name = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
@@ -78,7 +82,10 @@ def operator_set(node: ir.Node) -> Found | None:
 
 @rule("erf", "Erf")
 def erf_inside_gelu(node: ir.Node) -> Found | None:
-    """Erf only inside GELU, 0.5 * x * (1 + erf(x / sqrt(2))), which becomes one look-up table."""
-    if is_gelu_erf(node):
+    """Erf stands only inside GELU, 0.5 * x * (1 + erf(x / sqrt(2))), which becomes one look-up table.
+
+    Fix: use nn.GELU, or torch.tanh, which has nearly the same shape.
+    """
+    if gelu_around(node) is not None:
         return None
-    return Found("operator Erf outside GELU", "use nn.GELU, or torch.tanh, which has nearly the same shape")
+    return Found("operator Erf outside GELU")

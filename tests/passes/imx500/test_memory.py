@@ -18,6 +18,7 @@ from passes import contract as contracts
 from passes import graph as graphs
 from passes.diagnostics import Severity
 from passes.imx500.check import check_operators
+from passes.imx500.layers import layers_of
 from passes.imx500.limits import MEMORY_BUDGET
 from passes.imx500.macs import count_macs
 from passes.imx500.memory import forecast_memory
@@ -128,6 +129,10 @@ def test_input_persistency(shape: tuple[int, ...], size: int):
         (16, 16, (3, 3), (2, 2), 64 * 32 * 4),
         (32, 32, (3, 3), (2, 2), 128 * 32 * 4),
         (32, 64, (3, 3), (2, 2), 32 * 64 * 9),
+        (20, 40, (3, 3), (2, 2), 96 * 64 * 4),
+        (40, 60, (3, 3), (2, 2), 64 * 64 * 9),
+        (32, 64, (1, 1), (2, 2), 128 * 64),
+        (48, 96, (1, 1), (2, 2), 64 * 96),
         (16, 16, (5, 5), (1, 1), 32 * 32 * 36),
         (32, 32, (5, 5), (1, 1), 32 * 32 * 25),
     ],
@@ -240,6 +245,85 @@ def test_a_schedule_counts_what_is_alive():
     schedule = Schedule([Step("1", [], [a]), Step("2", [a], [b]), Step("3", [a, b], [c], scratch=5)])
     schedule.settle()
     assert schedule.live_bytes() == [10, 30, 65]
+
+
+def test_places_are_multiples_of_1024_but_for_the_smallest_buffer():
+    sizes = (("a", 3_000), ("b", 1_500), ("c", 100))
+    a, b, c = (Buffer(None, name, size, Layout.PACKED) for name, size in sizes)
+    schedule = Schedule([Step("1", [], [a]), Step("2", [a], [b]), Step("3", [a, b], [c])])
+    schedule.settle()
+    assert schedule.placed_bytes([]) == (3_072 + 2_048 + 100, 2)
+    assert schedule.placed_bytes([2_048]) == (3_072 + 2_048 + 2_048 + 100, 2)
+
+
+def test_the_branch_that_shrinks_runs_first():
+    """a(x) * sigmoid(b(x)[:, :1]) as the converter runs it: b, slice, sigmoid, a (oracle's ew_bmul_1hw)."""
+    nodes = [
+        node("Conv", ["x", "k0"], ["c"]),
+        node("Conv", ["c", "ka"], ["a"]),
+        node("Conv", ["c", "kb"], ["b"]),
+        node("Slice", ["b", "start", "stop", "axis"], ["s"]),
+        node("Sigmoid", ["s"], ["g"]),
+        node("Mul", ["a", "g"], ["y"]),
+    ]
+    numbers = {"start": np.array([0]), "stop": np.array([1]), "axis": np.array([1])}
+    constants = {"k0": w(16, 3, 1, 1), "ka": w(16, 16, 1, 1), "kb": w(16, 16, 1, 1), **numbers}
+    built = model(nodes, {"x": [1, 3, 32, 32]}, ["y"], constants)
+    outputs = [layer.outputs[0].name for layer in layers_of(built.graph)]
+    assert outputs == ["c", "b", "s", "g", "a", "y"]
+
+
+def test_an_addition_and_its_relu_run_with_the_convolution():
+    nodes = [
+        node("Conv", ["x", "k0"], ["a"]),
+        node("Conv", ["a", "k1"], ["b"]),
+        node("Add", ["b", "a"], ["s"]),
+        node("Relu", ["s"], ["y"]),
+    ]
+    built = model(nodes, {"x": [1, 3, 8, 8]}, ["y"], {"k0": w(32, 3, 1, 1), "k1": w(32, 32, 1, 1)})
+    first, second = layers_of(built.graph)
+    assert [part.op_type for part in second.parts] == ["Conv", "Add", "Relu"]
+    assert second.adds
+    assert first.outputs[0].name == "a"
+
+
+def joined(channels: int, size: int) -> ir.Model:
+    """Two pictures joined by rows and read by channels."""
+    nodes = [
+        node("Conv", ["x", "k0"], ["a"], pads=[1] * 4),
+        node("Conv", ["a", "k1"], ["b"], pads=[1] * 4),
+        node("Concat", ["a", "b"], ["j"], axis=1),
+        node("Conv", ["j", "k2"], ["y"], pads=[1] * 4),
+    ]
+    constants = {
+        "k0": w(channels, 3, 3, 3),
+        "k1": w(channels, channels, 3, 3),
+        "k2": w(channels, 2 * channels, 3, 3),
+    }
+    return model(nodes, {"x": [1, 3, size, size]}, ["y"], constants)
+
+
+@pytest.mark.parametrize(("size", "copies"), [(104, 1), (128, 1), (208, 3), (232, 1)])
+def test_rows_in_seven_groups_reach_channels_by_three_copies(size: int, copies: int):
+    names = forecast_memory(joined(20, size)).steps
+    assert sum(name.startswith("j to channels") for name in names) == copies
+
+
+def test_a_network_that_fits_barely_is_warned_of():
+    forecast = forecast_memory(joined(28, 256))
+    (warning,) = forecast.diagnostics
+    assert forecast.fits
+    assert warning.severity is Severity.WARNING
+    assert f"{forecast.total_bytes:,} bytes" in warning.found
+
+
+def test_the_forecast_is_linear_in_nodes():
+    """5,000 nodes take well below a second of one processor."""
+    built = chain(3, *[16] * 2_500, size=32)
+    forecast_memory(built)
+    started = time.process_time()
+    forecast_memory(built)
+    assert time.process_time() - started < 1.5
 
 
 @given(

@@ -14,6 +14,7 @@ from passes.diagnostics import Severity, has_errors
 from passes.imx500.check import check_operators
 from passes.imx500.memory import forecast_memory
 from passes.imx500.quantized import check_quantized
+from passes.imx500.rules import QUANTIZED_RULES, TENSOR_RULES
 from passes.imx500.stage import float_view
 
 DOMAIN = graphs.QUANTIZER_DOMAIN
@@ -125,10 +126,41 @@ def test_bare_weights_are_a_note():
     assert not has_errors(found)
 
 
-def test_a_float_graph_is_no_quantized_graph():
-    (error,) = check_quantized(float_view(network()).model)
-    assert error.rule == "imx500/not-quantized"
-    assert error.severity is Severity.ERROR
+def test_a_float_graph_lacks_every_quantizer():
+    found = check_quantized(float_view(network()).model)
+    assert [(d.found, d.node) for d in found if d.rule == "imx500/quantizer-missing"] == [
+        ("tensor x without a quantizer, read by conv", ""),
+        ("tensor r without a quantizer, an output of the network", "relu"),
+    ]
+
+
+def test_an_unquantized_tensor_is_found_behind_what_only_moves_it():
+    built = without(network(), "q_r")
+    (relu,) = [node for node in built.graph if node.name == "relu"]
+    turned = ir.Node("", "Transpose", relu.outputs, [ir.AttrInt64s("perm", [0, 2, 3, 1])], name="turn")
+    built.graph.append(turned)
+    built.graph.outputs[0] = turned.outputs[0]
+    turned.outputs[0].name = "y"
+    assert [(d.rule, d.node) for d in check_operators(built)] == [("imx500/quantizer-missing", "relu")]
+
+
+def test_a_quantizer_without_threshold():
+    built = network()
+    (quantizer,) = [node for node in built.graph if node.name == "q_x"]
+    del quantizer.attributes["threshold"]
+    assert [(d.rule, d.found) for d in check_operators(built)] == [("imx500/threshold", "no threshold")]
+
+
+def test_every_rule_of_this_stage_is_broken_here():
+    broken = {
+        *check_operators(network(activation("x", "qx", kind="ActivationUniformQuantizer", num_bits=4))),
+        *check_operators(network(weights(kind="WeightsUniformQuantizer", num_bits=3))),
+        *check_operators(network(activation("x", "qx", threshold=-1.0))),
+        *check_operators(network(activation("x", "qx", threshold=1.3))),
+        *check_operators(without(network(), "q_k")),
+        *check_operators(without(network(), "q_x")),
+    }
+    assert {d.rule for d in broken} == {rule.id for rule in (*QUANTIZED_RULES, *TENSOR_RULES)}
 
 
 def test_the_rules_on_operators_see_through_quantizers():

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from passes import graph as graphs
 from passes.diagnostics import Severity
 from passes.imx500.check import check_operators
-from passes.imx500.limits import ACCEPTED_OPERATORS, CONVERTER, MAX_DEPTHWISE_KERNEL
+from passes.imx500.limits import ACCEPTED_OPERATORS, CONVERTER, MAX_GROUPED_KERNEL, MAX_NORM_ROW
 from passes.imx500.memory import forecast_memory
-from passes.imx500.rules import RULES
+from passes.imx500.rules import INPUT_RULES, RULES
 from passes.imx500.rules.operators import REPLACEMENTS
 from tests.graphs import model, node
 
@@ -103,8 +103,9 @@ def resize(shape=(1, 4, 8, 8), scales=(1, 1, 2, 2), **attributes: Any) -> One:
     return One("Resize", shape, (None, np.array(scales, np.float32)), given)
 
 
-def nearest(rounding: str) -> One:
-    return resize(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode=rounding)
+def nearest(rounding: str, scales=(1, 1, 2, 2)) -> One:
+    form = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": rounding}
+    return resize(scales=scales, mode="nearest", **form)
 
 
 PAIRS: dict[str, tuple[One | ir.Model, One | ir.Model]] = {
@@ -112,9 +113,9 @@ PAIRS: dict[str, tuple[One | ir.Model, One | ir.Model]] = {
     "conv-weight": (two_inputs("Conv", (1, 4, 8, 8), (4, 4, 3, 3)), conv()),
     "conv-padding": (conv(pads=[3, 3, 3, 3]), conv(pads=[2, 2, 2, 2])),
     "conv-stride-dilation": (conv(strides=[2, 1], dilations=[1, 2]), conv(strides=[2, 2])),
-    "conv-depthwise-kernel": (
-        conv((1, 4, 16, 16), (4, 1, MAX_DEPTHWISE_KERNEL + 1, 1), group=4),
-        conv((1, 4, 16, 16), (4, 1, MAX_DEPTHWISE_KERNEL, 1), group=4),
+    "conv-grouped-kernel": (
+        conv((1, 4, 16, 16), (4, 1, MAX_GROUPED_KERNEL + 1, 1), group=4),
+        conv((1, 4, 16, 16), (4, 1, MAX_GROUPED_KERNEL, 1), group=4),
     ),
     "convtranspose-padding": (transposed((4, 4, 4, 4), strides=[2, 2], pads=[1, 1, 1, 1]), transposed()),
     "convtranspose-groups": (transposed((4, 2, 2, 2), group=2), transposed()),
@@ -137,10 +138,22 @@ PAIRS: dict[str, tuple[One | ir.Model, One | ir.Model]] = {
     "pool-ceil-mode": (pool("AveragePool", ceil_mode=1), pool("AveragePool")),
     "pool-dilation": (pool(dilations=[2, 2]), pool(dilations=[1, 1])),
     "pool-padding": (pool(kernel=(3, 3), pads=[2, 2, 2, 2]), pool(kernel=(3, 3), pads=[1, 1, 1, 1])),
+    "pool-uneven-padding": (
+        pool(kernel=(3, 3), pads=[0, 0, 1, 1]),
+        pool("AveragePool", kernel=(3, 3), pads=[0, 0, 1, 1], count_include_pad=1),
+    ),
     "pool-indices": (pool(outputs=2), pool()),
     "resize-rank": (resize((1, 4, 8), (1, 1, 2)), resize()),
     "resize-mode": (resize(coordinate_transformation_mode="align_corners"), resize()),
     "resize-nearest-mode": (nearest("round_prefer_floor"), nearest("floor")),
+    "resize-scale": (
+        nearest("floor", scales=(1, 1, 1.01, 2)),
+        nearest("floor", scales=(1, 1, 1.5, 2)),
+    ),
+    "resize-to-one": (
+        resize(scales=(1, 1, 0.125, 0.125), coordinate_transformation_mode="pytorch_half_pixel"),
+        resize(scales=(1, 1, 0.125, 0.125)),
+    ),
     "pad-mode": (
         One("Pad", constants=(ints(0, 0, 1, 1, 0, 0, 1, 1),), attributes={"mode": "reflect"}),
         One("Pad", constants=(ints(0, 0, 1, 1, 0, 0, 1, 1),)),
@@ -173,6 +186,11 @@ PAIRS: dict[str, tuple[One | ir.Model, One | ir.Model]] = {
         One("ReduceMean", attributes={"axes": [0, 1]}),
         One("ReduceMean", attributes={"axes": [1]}),
     ),
+    "reduce-axes": (
+        # Opset 17 has the attribute for ReduceSum alone.
+        One("ReduceSum", attributes={"noop_with_empty_axes": 1}),
+        One("ReduceSum", constants=(ints(2),), attributes={"noop_with_empty_axes": 1}),
+    ),
     "norm-batch": (One("ReduceL2", attributes={"axes": [0]}), One("ReduceL2", attributes={"axes": [1]})),
     "topk": (
         One("TopK", constants=(ints(2),), attributes={"largest": 0}, outputs=2),
@@ -185,6 +203,23 @@ PAIRS: dict[str, tuple[One | ir.Model, One | ir.Model]] = {
     "layernorm-axis": (
         One("LayerNormalization", constants=(w(8, 8),), attributes={"axis": -2}),
         One("LayerNormalization", constants=(w(8),), attributes={"axis": -1}),
+    ),
+    "empty": (conv((1, 4, 2, 2)), conv((1, 4, 3, 3))),
+    "convtranspose-output-padding": (
+        transposed(strides=[2, 2], output_padding=[2, 0]),
+        transposed(strides=[2, 2], output_padding=[1, 0]),
+    ),
+    "layernorm-outputs": (
+        One("LayerNormalization", constants=(w(8),), attributes={"axis": -1}, outputs=2),
+        One("LayerNormalization", constants=(w(8),), attributes={"axis": -1}),
+    ),
+    "layernorm-length": (
+        One("LayerNormalization", (1, MAX_NORM_ROW + 1), (w(MAX_NORM_ROW + 1),), {"axis": -1}),
+        One("LayerNormalization", (1, MAX_NORM_ROW), (w(MAX_NORM_ROW),), {"axis": -1}),
+    ),
+    "batchnorm-rank": (
+        One("BatchNormalization", (1, 4, 2, 2, 2), (w(4), w(4), w(4), w(4))),
+        One("BatchNormalization", (1, 4, 2), (w(4), w(4), w(4), w(4))),
     ),
     "batchnorm-mode": (
         One(
@@ -238,8 +273,8 @@ def test_rule(name: str):
 
 def test_rule_texts_have_their_limits_filled_in():
     assert all(rule.text and "{" not in rule.text for rule in RULES)
-    depthwise = next(rule for rule in RULES if rule.id == "imx500/conv-depthwise-kernel")
-    assert depthwise.text == "A depthwise kernel has at most 12 rows and 12 columns."
+    depthwise = next(rule for rule in RULES if rule.id == "imx500/conv-grouped-kernel")
+    assert depthwise.text == "A depthwise or grouped kernel has at most 12 rows and 12 columns"
 
 
 def test_all_violations_of_all_nodes_are_told():
@@ -260,12 +295,15 @@ def test_all_violations_of_all_nodes_are_told():
 
 def test_a_finding_names_value_limit_and_fix():
     bad = built(conv(pads=[3, 3, 3, 3]))
-    next(iter(bad.graph)).metadata_props[graphs.MODULE_KEY] = "encoder.stage1.0"
+    places = {graphs.MODULE_KEY: "encoder.stage1.0", graphs.LINE_KEY: "net.py:12"}
+    next(iter(bad.graph)).metadata_props.update(places)
     (found,) = check_operators(bad)
-    assert found.module == "encoder.stage1.0"
+    assert (found.module, found.line) == ("encoder.stage1.0", "net.py:12")
     assert found.found == "pads = [3, 3, 3, 3] with effective kernel [3, 3]"
     assert "smaller than the effective kernel" in found.limit
-    assert found.fix == "set padding=(2, 2): the pixels further out see nothing but padding"
+    assert found.fix == (
+        "put nn.ZeroPad2d((3, 3, 3, 3)) before the convolution and give it padding=0, which is the same"
+    )
 
 
 def test_an_operator_of_a_foreign_domain_is_named_with_it():
@@ -312,10 +350,21 @@ def test_inputs(shape: list[int | str], kind: int, rule: str):
     assert len(errors) == 1
     assert errors[0].severity is Severity.ERROR
     assert "input x" in errors[0].found
+    assert rule in {known.id for known in INPUT_RULES}
 
 
 def test_a_symbolic_batch_is_fine():
     assert check_operators(model([node("Relu", ["x"], ["y"])], {"x": ["n", 3, 8, 8]}, ["y"])) == ()
+
+
+@pytest.mark.parametrize("between", ["Identity", "Dropout"])
+def test_one_tensor_as_two_outputs(between: str):
+    nodes = [node("Relu", ["x"], ["y"]), node(between, ["y"], ["z"])]
+    (found,) = check_operators(model(nodes, {"x": [1, 3, 8, 8]}, ["y", "z"]))
+    assert (found.rule, found.found) == (
+        "imx500/output-twice",
+        "output z is the same tensor as output y",
+    )
 
 
 def test_an_output_that_no_input_reaches():

@@ -1,0 +1,163 @@
+"""What a graph in the vendor dialect has to be: quantizers in their places, of kinds and widths that pass."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from passes.diagnostics import Severity
+from passes.graph import is_quantizer
+from passes.imx500.geometry import is_constant
+from passes.imx500.limits import ACTIVATION_BITS, ACTIVATION_QUANTIZERS, WEIGHT_BITS, WEIGHT_QUANTIZERS
+from passes.imx500.rules.registry import Found, quantized_rule, tensor_rule
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is a weight when it is a constant."""
+
+PRESERVING = (
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand",
+    "Concat", "Pad", "MaxPool", "ArgMax", "TopK", "Identity", "Dropout",
+)  # fmt: skip
+"""Operators that hand on the numbers they get (or their places), so that a quantizer before them suffices."""
+
+
+def _on_weights(node: ir.Node) -> bool:
+    return is_quantizer(node) and node.op_type.startswith("Weights")
+
+
+def _on_activations(node: ir.Node) -> bool:
+    return is_quantizer(node) and not node.op_type.startswith("Weights")
+
+
+@quantized_rule("quantizer-weights")
+def weight_quantizer(node: ir.Node) -> Found | None:
+    """Quantizers of weights are {WEIGHT_QUANTIZERS}.
+
+    Fix: quantize the float model with `picosam2 compile`, which uses MCT's imx500 capabilities.
+    """
+    if not _on_weights(node) or node.op_type in WEIGHT_QUANTIZERS:
+        return None
+    return Found(f"quantizer {node.op_type}")
+
+
+@quantized_rule("quantizer-activations")
+def activation_quantizer(node: ir.Node) -> Found | None:
+    """Quantizers of activations are {ACTIVATION_QUANTIZERS}.
+
+    Fix: quantize the float model with `picosam2 compile`, which uses MCT's imx500 capabilities.
+    """
+    if not _on_activations(node) or node.op_type in ACTIVATION_QUANTIZERS:
+        return None
+    return Found(f"quantizer {node.op_type}")
+
+
+@quantized_rule("bits-weights")
+def weight_bits(node: ir.Node) -> Found | None:
+    """Weights have {WEIGHT_BITS} bits.
+
+    Fix: quantize the weights to 8 bits.
+    """
+    bits = node.attributes.get_int("num_bits")
+    if not _on_weights(node) or bits is None or bits in WEIGHT_BITS:
+        return None
+    return Found(f"num_bits = {bits}", f"quantize the weights to {max(WEIGHT_BITS)} bits")
+
+
+@quantized_rule("bits-activations")
+def activation_bits(node: ir.Node) -> Found | None:
+    """Activations have {ACTIVATION_BITS} bits.
+
+    Fix: quantize the activations to 8 bits.
+    """
+    bits = node.attributes.get_int("num_bits")
+    if not _on_activations(node) or bits is None or bits in ACTIVATION_BITS:
+        return None
+    return Found(f"num_bits = {bits}", f"quantize the activations to {min(ACTIVATION_BITS)} bits")
+
+
+def _threshold(node: ir.Node) -> float | None:
+    """The threshold of a quantizer of activations; None where there is none, or it is no float."""
+    attribute = node.attributes.get("threshold")
+    return None if attribute is None or attribute.type is not ir.AttributeType.FLOAT else attribute.as_float()
+
+
+@quantized_rule("threshold")
+def threshold_is_positive(node: ir.Node) -> Found | None:
+    """A quantizer of activations has one threshold, a float that is positive and finite.
+
+    Fix: quantize again with pictures that reach this tensor.
+    """
+    if not _on_activations(node):
+        return None
+    threshold = _threshold(node)
+    if threshold is None:
+        attribute = node.attributes.get("threshold")
+        kind = "no threshold" if attribute is None else f"threshold of type {attribute.type.name}"
+        return Found(kind, "export the quantized model again")
+    if math.isfinite(threshold) and threshold > 0:
+        return None
+    return Found(f"threshold = {threshold:g}")
+
+
+@quantized_rule("threshold-power-of-two", severity=Severity.WARNING)
+def threshold_is_power_of_two(node: ir.Node) -> Found | None:
+    """Thresholds of activations are powers of two; the converter silently takes the next one above.
+
+    Fix: set the threshold to that power of two, so that what is simulated is what is shipped.
+    """
+    threshold = _threshold(node) if _on_activations(node) else None
+    if threshold is None or not (math.isfinite(threshold) and threshold > 0):
+        return None
+    if math.frexp(threshold)[0] == 0.5:
+        return None
+    above = 2.0 ** math.ceil(math.log2(threshold))
+    return Found(
+        f"threshold = {threshold:g}",
+        f"set the threshold to {above:g}, so that what is simulated is what is shipped",
+    )
+
+
+@quantized_rule("quantizer-weights-missing", *WEIGHTED, severity=Severity.NOTE)
+def weights_are_quantized(node: ir.Node) -> Found | None:
+    """Weights without a quantizer are accepted, and the converter chooses their scale itself.
+
+    Fix: put a WeightsSymmetricQuantizer before them, so that their scale is the simulated one.
+    """
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    producer = None if weight is None else weight.producer()
+    if not is_constant(weight) or (producer is not None and is_quantizer(producer)):
+        return None
+    return Found(  # MCT writes the weights of a layer that is used twice so
+        "weights without a quantizer",
+    )
+
+
+@tensor_rule("quantizer-missing")
+def activations_are_quantized(value: ir.Value) -> Found | None:
+    """What convolutions and linear layers read, and every output, goes through a quantizer node.
+
+    Fix: quantize the float model with `picosam2 compile`, which uses MCT's imx500 capabilities.
+    """
+    reader = _reads_unquantized(value)
+    if reader is None:
+        return None
+    return Found(f"tensor {value.name} without a quantizer, {reader}")
+
+
+def _reads_unquantized(value: ir.Value) -> str | None:
+    """Who gets the numbers of `value` without a quantizer on the way; None where nobody does."""
+    seen, pending = set[ir.Value](), [value]
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.is_graph_output():
+            return "an output of the network"
+        for node, index in current.uses():
+            if node.op_type in WEIGHTED and index == 0:
+                return f"read by {node.name}"
+            if node.op_type in PRESERVING and (index == 0 or node.op_type == "Concat"):
+                pending.extend(node.outputs)
+    return None
