@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 compile: install
 	$(BIN)/picosam2-compile student/checkpoints/picosam2.pt --target imx500 --out out/picosam2
 
-# The fast tests: about a minute.
+# The fast tests: about two minutes.
 test: install
 	$(BIN)/python -m pytest -q -m 'not slow'
 

@@ -187,10 +187,11 @@ def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
         )
     if height % 16 or width % 16:
         raise InputError(
-            "--input-size",
+            f"input size of {path.name}",
             f"{height}x{width}",
             f"multiples of 16: {checkpoint.network_name} halves its input four times",
-            f"--input-size {max(16, round(height / 16) * 16)}x{max(16, round(width / 16) * 16)}",
+            f"--input-size {max(16, round(height / 16) * 16)}x{max(16, round(width / 16) * 16)}, "
+            "or that size in --what-if",
         )
     network = NETWORKS[checkpoint.network_name]()
     network.load_state_dict(checkpoint.state_dict)
