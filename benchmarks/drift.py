@@ -137,7 +137,7 @@ def _quantize(graph: ir.Model | None, entry: Mapping[str, Any], path: Path, seed
             graphs.save(quantized, path)
             return "ours", ""
     try:
-        _mct(entry, path, seed)
+        quantize_by_mct(entry, path, seed)
     except Exception as error:  # MCT and the exporter raise bare Exceptions: a refusal by the tool chain
         return "none", first_line(error)
     return "MCT", ""
@@ -152,8 +152,8 @@ def _noise(value: ir.Value, seed: int) -> RepresentativeSet:
     return RepresentativeSet(pictures[:PICTURES], pictures[PICTURES:], contract, (), seed, "noise")
 
 
-def _mct(entry: Mapping[str, Any], path: Path, seed: int) -> None:
-    """MCT on the torch module, with the settings the oracle was made with."""
+def quantize_by_mct(entry: Mapping[str, Any], path: Path, seed: int = 0) -> None:
+    """Write what MCT makes of the torch module with the settings the oracle was made with."""
     import model_compression_toolkit as mct
 
     numbers = torch.Generator().manual_seed(seed)

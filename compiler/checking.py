@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from compiler.frontend import Loaded, ModelKind, load_model
+from compiler.frontend import Loaded, ModelKind, load_model, require_free_size
 from compiler.result import CheckResult, SizeResult
 from passes.diagnostics import Diagnostic, Severity
 from passes.errors import InputError
-from passes.graph import all_values, from_proto, is_quantized, to_proto
+from passes.graph import is_quantized, real_inputs, static_shape
 from passes.imx500.check import check_operators
 from passes.imx500.macs import count_macs
 from passes.imx500.memory import forecast_memory
@@ -46,11 +46,13 @@ def check_model(
         InputError: for a file that cannot be read, and where the network takes none of the sizes.
     """
 
-    def check(loaded: Loaded) -> CheckResult:
+    def check(loaded: Loaded, resized: tuple[int, int] | None = None) -> CheckResult:
         if loaded.kind is ModelKind.QUANTIZED_ONNX:
             model = apply_all(loaded.model, QUANTIZED_TRANSFORMS)
             return check_graph(model, input_persistency=input_persistency, notes=loaded.notes)
         model, fixes = apply_all(loaded.model, FLOAT_TRANSFORMS), None
+        if resized is not None:
+            require_free_size(model, resized)
         if fix:
             model, fixes = fix_model(model)
         return check_graph(model, input_persistency=input_persistency, notes=loaded.notes, fixes=fixes)
@@ -60,7 +62,7 @@ def check_model(
     for height, width in what_if:
         try:
             loaded = load_model(path, declared=declared, size=(height, width), replace_size=True)
-            rows.append(SizeResult(height, width, check(loaded)))
+            rows.append(SizeResult(height, width, check(loaded, (height, width))))
         except InputError as error:
             first = first or error
             rows.append(SizeResult(height, width, None, str(error)))
@@ -91,47 +93,29 @@ def check_graph(
     refused: Iterable[Diagnostic] = check_operators(model)
     if fixes is None and not is_quantized(model):
         refused = _with_hints(model, tuple(refused))
-    forecast = forecast_memory(model, input_persistency=input_persistency)
-    found = sorted((*refused, *notes, *forecast.diagnostics), key=lambda one: _ORDER[one.severity])
+    # Without a size there are no bytes to count: the finding about the input says what to do.
+    forecast = forecast_memory(model, input_persistency=input_persistency) if _is_sized(model) else None
+    told = () if forecast is None else forecast.diagnostics
+    found = sorted((*refused, *notes, *told), key=lambda one: _ORDER[one.severity])
     return CheckResult(tuple(found), forecast, count_macs(model), fixes or ())
+
+
+def _is_sized(model: ir.Model) -> bool:
+    """Every input has a size, the batch apart."""
+    shapes = [static_shape(value) for value in real_inputs(model.graph)]
+    return all(shape is not None and None not in shape[1:] for shape in shapes)
 
 
 def _with_hints(model: ir.Model, found: tuple[Diagnostic, ...]) -> Iterable[Diagnostic]:
     """Findings that `--fix` answers say so: the rewrite is tried on a copy of the graph."""
     if all(one.severity is not Severity.ERROR or not one.node for one in found):
         return found
-    fixable = _fixable(model, {(one.rule, one.node) for one in found})
+    from passes.imx500.fixes import fixable
+
+    answered = fixable(model, [(one.rule, one.node) for one in found])
     return [
         dataclasses.replace(one, fix=f"{one.fix}; or run again with --fix")
-        if (one.rule, one.node) in fixable
+        if (one.rule, one.node) in answered
         else one
         for one in found
     ]
-
-
-def _fixable(model: ir.Model, found: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Of the (rule, node name) pairs, those with a rewrite for this very node."""
-    from passes.imx500.fixes import FIXES
-    from passes.imx500.fixes.apply import NORM_OPSET
-    from passes.imx500.fixes.builder import Builder, UnknownShape
-
-    copy = from_proto(to_proto(model))
-    opset = max(NORM_OPSET, copy.opset_imports.get("", NORM_OPSET))
-    nodes = {node.name or "": node for node in copy.graph}
-    taken = {*nodes, *(value.name or "" for value in all_values(copy.graph))}
-    fixable = set()
-    for rule, name in found:
-        if name not in nodes or (rule, nodes[name].op_type) not in FIXES:
-            continue
-        node = nodes[name]
-        build = Builder(node, opset, taken)
-        try:
-            rewrite = FIXES[rule, node.op_type](node, build)
-        except UnknownShape:
-            rewrite = None
-        if rewrite is not None:
-            fixable.add((rule, name))
-        for made in build.nodes:  # the next rewrite looks at who reads its tensors
-            for index in range(len(made.inputs)):
-                made.replace_input_with(index, None)
-    return fixable

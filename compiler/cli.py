@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -270,12 +270,28 @@ app.command("evaluate")(evaluate_command)
 
 def main() -> None:
     """Console script `picosam2`."""
-    sys.exit(run(sys.argv[1:]))
+    _end(run(sys.argv[1:]))
 
 
 def compile_main() -> None:
     """Console script `picosam2-compile`: `picosam2 compile`."""
-    sys.exit(run(["compile", *sys.argv[1:]], name="picosam2-compile"))
+    _end(run(["compile", *sys.argv[1:]], name="picosam2-compile"))
+
+
+def _end(code: int) -> NoReturn:
+    """End the process; a check does so without first taking its graphs apart node by node.
+
+    With torch come threads and libraries that want to be closed, so it ends as Python ends.
+    """
+    if "torch" in sys.modules:
+        sys.exit(code)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # the caller may have closed it
+                stream.flush()
+    except OSError:
+        sys.exit(code)  # Python says what is wrong with the stream
+    os._exit(code)
 
 
 def run(arguments: list[str], name: str = "picosam2") -> int:
@@ -297,7 +313,10 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         return ExitCode.USER
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except BrokenPipeError:
+    except SystemExit as end:
+        # Click ends so where the reader of a pipe has gone (`picosam2 rules | head`): that is no error.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FINE
     except OSError as error:

@@ -31,6 +31,7 @@ from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity
 from passes.errors import InputError, first_line
 from passes.fix_batch import forget_shapes
+from passes.imx500.geometry import constant_ints, input_at, int_attribute, ints_attribute
 from passes.imx500.stage import LARGE, float_view
 
 if TYPE_CHECKING:
@@ -186,12 +187,12 @@ def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
             "drop one of the two",
         )
     if height % 16 or width % 16:
+        option = "--what-if" if wanted.replace_size else "--input-size"
         raise InputError(
             f"input size of {path.name}",
             f"{height}x{width}",
             f"multiples of 16: {checkpoint.network_name} halves its input four times",
-            f"--input-size {max(16, round(height / 16) * 16)}x{max(16, round(width / 16) * 16)}, "
-            "or that size in --what-if",
+            f"{option} {max(16, round(height / 16) * 16)}x{max(16, round(width / 16) * 16)}",
         )
     network = NETWORKS[checkpoint.network_name]()
     network.load_state_dict(checkpoint.state_dict)
@@ -389,8 +390,10 @@ def resize_input(model: ir.Model, inputs: Sequence[ir.Value], size: tuple[int, i
         after = _inferred(model, strict=True)
     except onnx.shape_inference.InferenceError as error:
         raise _fixed_size(wanted, f"shapes that no longer agree: {_complaint(error)}") from error
+    extents = _old_extents(before, after)
     for node in float_view(model).model.graph:
-        if (held := _held_size(node, before, after)) is not None:
+        held = _held_size(node, before, after) or _held_place(node, extents, before, after)
+        if held is not None:
             raise _fixed_size(wanted, f"{node.name or node.outputs[0].name}: {held}")
 
 
@@ -419,6 +422,70 @@ def _held_size(node: ir.Node, before: _Shapes, after: _Shapes) -> str | None:
     return None
 
 
+def require_free_size(model: ir.Model, size: tuple[int, int]) -> None:
+    """Refuse a network that was resized and transformed, and still has a layer made for the old size.
+
+    `resize_input` looks at the graph as it was exported, where arithmetic on shapes may hide such a layer.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    shapes = {value.name or "": graphs.static_shape(value) or () for value in graphs.all_values(model.graph)}
+    for node in model.graph:
+        if (held := _held_size(node, {}, shapes)) is not None:
+            raise _fixed_size(f"{size[0]}x{size[1]}", f"{node.name}: {held}")
+
+
+def _old_extents(before: _Shapes, after: _Shapes) -> frozenset[int]:
+    """Heights and widths of the pictures that were another size; 1 is no size that a graph would hold."""
+    return frozenset(
+        old
+        for name, shape in before.items()
+        if len(shape) == len(after.get(name, ())) == 4
+        for old, new in zip(shape[2:], after[name][2:], strict=True)
+        if old is not None and old > 1 and old != new
+    )
+
+
+def _held_place(node: ir.Node, extents: frozenset[int], before: _Shapes, after: _Shapes) -> str | None:
+    """How a Slice, Gather or Split holds an old height or width as a bound, a place or a length.
+
+    Only along an axis whose length follows the input, which is where a traced `x.shape[2]` ends up. A bound
+    may equal an old height by chance; the network is then named although it takes the size.
+    """
+    if node.op_type not in ("Slice", "Gather", "Split"):
+        return None
+    source = node.inputs[0]
+    name = "" if source is None else source.name or ""
+    old, new = before.get(name, ()), after.get(name, ())
+    if len(old) != len(new):
+        return None
+    moved = {axis for axis in range(len(old)) if old[axis] != new[axis]}
+    if not moved:
+        return None
+    if node.op_type == "Slice":
+        starts, ends, given = (
+            constant_ints(input_at(node, index)) or ints_attribute(node, name) or ()
+            for index, name in enumerate(("starts", "ends", "axes"), start=1)
+        )
+        axes = given or range(max(len(starts), len(ends)))
+        for bounds in (starts, ends):
+            for axis, bound in zip(axes, bounds, strict=False):
+                if axis % len(old) in moved and bound in {*extents, old[axis]} - {1}:
+                    return f"a Slice of axis {axis} at {bound}, a constant of the graph"
+        return None
+    axis = int_attribute(node, "axis", 0)
+    if axis % len(old) not in moved:
+        return None
+    if node.op_type == "Split":
+        sizes = constant_ints(input_at(node, 1)) or ints_attribute(node, "split")
+        return f"a Split of axis {axis} into {list(sizes)}, constants of the graph" if sizes else None
+    places = constant_ints(input_at(node, 1))
+    if places and {max(places) + 1, len(places)} & ({*extents, old[axis]} - {1}):
+        return f"a Gather of places up to {max(places)} of axis {axis}, constants of the graph"
+    return None
+
+
 def _fixed_size(wanted: str, found: str) -> InputError:
     return InputError(
         f"--what-if {wanted}",
@@ -429,8 +496,14 @@ def _fixed_size(wanted: str, found: str) -> InputError:
 
 
 def _inferred(model: ir.Model, strict: bool = False) -> dict[str, tuple[int | None, ...]]:
-    """Shape of every value by its name, inferred from the inputs; a symbolic length is None."""
+    """Shape of every value by its name, inferred from the inputs; a symbolic length is None.
+
+    A symbolic batch counts as 1, or it would hide what arithmetic on shapes comes to.
+    """
     proto = graphs.to_proto(float_view(model).model)
+    for given in proto.graph.input:
+        for batch in given.type.tensor_type.shape.dim[:1]:
+            batch.dim_value = batch.dim_value or 1
     for tensor in proto.graph.initializer:
         if len(tensor.raw_data) >= LARGE:
             tensor.ClearField("raw_data")  # no shape is that large
@@ -508,7 +581,7 @@ def _require_finite(model: ir.Model) -> None:
             raise InputError(
                 f"weight {name}", f"cannot be read: {first_line(error)}", "a whole tensor", "export it again"
             ) from error
-        if array is None or array.dtype.kind != "f":
+        if array is None or array.dtype.kind != "f" or np.isfinite(array).all():
             continue
         bad = np.isnan(array) if array.ndim == 0 else ~np.isfinite(array)
         if bad.any():

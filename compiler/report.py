@@ -155,12 +155,26 @@ def check_rows(check: CheckResult) -> list[tuple[str, str]]:
         verdict = "" if memory.fits else " - DOES NOT FIT"
         total = f"{_mb(memory.total_bytes)} of {_mb(memory.budget_bytes)}"
         rows.append(("Memory", f"{total} (forecast: {model}, {runtime}){verdict}"))
-    rows.append(("Cost", f"{check.macs / 1e6:.1f} M MACs, {check.parameters:,} parameters (exact)"))
+    rows.append(("Cost", _cost_text(check)))
     if check.macs:
-        rows.append(("Latency", f"{_ms(check.latency)} ({_CALIBRATION})"))
+        without = ", without the operators not counted" if check.uncounted else ""
+        rows.append(("Latency", f"{_ms(check.latency)} ({_CALIBRATION}{without})"))
     for fix in check.fixes:
         rows.append(("Fixed", fix_text(fix)))
     return rows
+
+
+def _cost_text(check: CheckResult) -> str:
+    cost = f"{_macs(check)} MACs, {check.parameters:,} parameters"
+    if not check.uncounted:
+        return f"{cost} (exact)"
+    count = len(check.uncounted)
+    kinds = ", ".join(sorted({one.operator for one in check.uncounted}))
+    return f"{cost}; {count} operator{'s' * (count != 1)} not counted ({kinds})"
+
+
+def _macs(check: CheckResult) -> str:
+    return f"{'at least ' if check.uncounted else ''}{check.macs / 1e6:.1f} M"
 
 
 _CALIBRATION = "estimated from the MACs at the published rates of " + " and ".join(
@@ -243,8 +257,8 @@ def what_if_lines(sizes: Iterable[SizeResult]) -> list[str]:
                 f"{memory.runtime_bytes:,}",
                 f"{memory.total_bytes:,}",
                 "yes" if memory.fits else tiled,
-                f"{check.macs / 1e6:.1f} M",
-                _ms(check.latency),
+                _macs(check),
+                _ms(check.latency) if check.macs else "-",
                 check_rows(check)[0][1],
             )
         )
@@ -260,8 +274,20 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
+SHORTEST = 0.01
+"""Milliseconds below which an estimate is not printed as a number: it is far finer than the estimate is."""
+
+
 def _ms(estimate: LatencyEstimate) -> str:
-    return f"{estimate.low_ms:.3g} to {estimate.high_ms:.3g} ms"
+    if estimate.high_ms < SHORTEST:
+        return f"< {SHORTEST:g} ms"
+    low = f"< {SHORTEST:g}" if estimate.low_ms < SHORTEST else _rounded(estimate.low_ms)
+    return f"{low} to {_rounded(estimate.high_ms)} ms"
+
+
+def _rounded(number: float) -> str:
+    """Three digits, never in powers of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _agreement_text(output: OutputAgreement, pictures: int) -> str:

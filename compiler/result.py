@@ -27,7 +27,7 @@ class CheckResult:
 
     Attributes:
         diagnostics: everything found, errors first.
-        memory: the forecast; None where the graph is too broken to schedule.
+        memory: the forecast; None where an input has no fixed size.
         costs: multiply-accumulates and parameters of every node that works on data.
         fixes: what `--fix` rewrote before the graph was checked.
         what_if: the same network at other input sizes (`--what-if`).
@@ -45,13 +45,23 @@ class CheckResult:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one picture (exact, counted from the shapes)."""
+        """Multiply-accumulates of one picture: exact, counted from the shapes, or a bound (`uncounted`)."""
         return sum(cost.macs for cost in self.costs)
 
     @property
     def parameters(self) -> int:
         """Weights and biases of the graph as it is (exact; a folded batch norm counts as its bias)."""
         return sum(cost.parameters for cost in self.costs)
+
+    @property
+    def uncounted(self) -> tuple[LayerCost, ...]:
+        """The nodes whose cost is not known: with any of them, macs and parameters are lower bounds."""
+        return tuple(cost for cost in self.costs if not cost.counted)
+
+    @property
+    def counted(self) -> str:
+        """Whether macs and parameters are "exact" or "at least" so many."""
+        return "at least" if self.uncounted else "exact"
 
     @property
     def latency(self) -> LatencyEstimate:
@@ -84,7 +94,7 @@ class CheckResult:
                     for point in PUBLISHED
                 ],
             },
-            "kind": {"macs": "exact", "parameters": "exact", "latency": "estimated"},
+            "kind": {"macs": self.counted, "parameters": self.counted, "latency": "estimated"},
             "layers": [
                 asdict(cost) | {"latency": _latency_json(cost.macs) if cost.macs else None}
                 for cost in self.costs
@@ -120,7 +130,7 @@ class SizeResult:
             "runtime_bytes": memory.runtime_bytes,
             "total_bytes": memory.total_bytes,
             "fits": memory.fits,
-            "kind": dict(memory.exactness),
+            "kind": {**memory.exactness, "macs": self.check.counted},
             "macs": self.check.macs,
             "latency": _latency_json(self.check.macs),
         }

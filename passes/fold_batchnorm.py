@@ -41,7 +41,7 @@ def can_fold(node: ir.Node) -> bool:
         return False
     if sum(1 for output in node.outputs if output.uses() or output.is_graph_output()) > 1:
         return False
-    if any(const_array(value) is None for value in node.inputs[1:5]):
+    if not all(map(_is_constant, node.inputs[1:5])):
         return False
     value = node.inputs[0]
     producer = value.producer() if value is not None else None
@@ -50,7 +50,12 @@ def can_fold(node: ir.Node) -> bool:
     if len(value.uses()) != 1 or value.is_graph_output():
         return False
     weight, bias = producer.inputs[1], producer.inputs[2] if len(producer.inputs) > 2 else None
-    return const_array(weight) is not None and (bias is None or const_array(bias) is not None)
+    return _is_constant(weight) and (bias is None or _is_constant(bias))
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    """The value's numbers are known; they are not read."""
+    return value is not None and ir.convenience.get_const_tensor(value) is not None
 
 
 def _fold(graph: ir.Graph, norm: ir.Node) -> None:

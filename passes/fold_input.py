@@ -69,8 +69,8 @@ class FoldInput(ir.passes.InPlacePass):
         modified = False
         for value in inputs:
             modified |= _fold_one(graph, value, contract)
-        if modified:
-            NameEverything()(model)  # a node of the user's may have the name of a new one
+        if modified and not _well_named(model):  # a node of the user's may have the name of a new one
+            NameEverything()(model)
         write_contract(model, contract.as_raw())
         return ir.passes.PassResult(model, modified=modified or not contract.is_raw)
 
@@ -78,6 +78,14 @@ class FoldInput(ir.passes.InPlacePass):
         contract = read_contract(model)
         if contract is None or not contract.is_raw:
             raise ir.passes.PostconditionError("the input contract is not raw after folding")
+
+
+def _well_named(model: ir.Model) -> bool:
+    try:
+        NameEverything().ensures(model)
+    except ir.passes.PostconditionError:
+        return False
+    return True
 
 
 def _fold_one(graph: ir.Graph, value: ir.Value, contract: InputContract) -> bool:

@@ -3,7 +3,9 @@
 Measured on one busy core: onnx_ir loads sympy for symbolic dimensions (0.3 s), onnxsim loads torch and rich
 for bridges and tables of its own (1.4 s and 0.1 s). onnxsim asks for each with `try: import`, and onnx_ir
 touches sympy in the arithmetic of symbolic dimensions alone. A graph with fixed sizes has none. onnxsim's
-`__init__` re-exports 140 modules of other tools, which takes as long as the simplifier itself (0.08 s).
+`__init__` re-exports 140 modules of other tools, which takes as long as the simplifier itself (0.08 s), and
+its simplifier takes the types of two arguments from 50,000 lines of pruning (0.05 s), which it never calls,
+and loads onnxruntime (0.02 s), which it needs for the constants of a graph alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from typing import Any
 UNUSED = ("torch", "rich")
 """Optional imports of onnxsim; None in sys.modules is how Python spells "not importable"."""
 
-DEFERRED = "sympy"
+DEFERRED = ("sympy", "onnxsim.pruning", "onnxruntime")
+"""Loaded when something of them is first used: onnxsim's simplifier only names two types of the second, and
+runs the third where a graph has constants to fold."""
 
 
 class DeferredModule(ModuleType):
@@ -55,20 +59,19 @@ class DeferredModule(ModuleType):
 
 @contextmanager
 def light_imports() -> Iterator[None]:
-    """Within it, imports find no torch and no rich, and sympy is loaded when it is first used.
+    """Within it, imports find no torch and no rich, and what is DEFERRED is loaded when it is first used.
 
     Afterwards every import is as it was. A package that is loaded already stays: there is nothing to gain.
     Not for use beside other threads that import.
     """
-    deferred = DeferredModule(DEFERRED)
-    changed: dict[str, Any] = {name: None for name in UNUSED if name not in sys.modules}
-    if DEFERRED not in sys.modules:
-        changed[DEFERRED] = deferred
+    deferred = {name: DeferredModule(name) for name in DEFERRED if name not in sys.modules}
+    changed: dict[str, Any] = {name: None for name in UNUSED if name not in sys.modules} | deferred
     sys.modules.update(changed)
     try:
         yield
     finally:
-        deferred.importing = False
+        for module in deferred.values():
+            module.importing = False
         for name, stand_in in changed.items():
             if name in sys.modules and sys.modules[name] is stand_in:
                 del sys.modules[name]
@@ -95,7 +98,8 @@ def bare_package(name: str) -> Iterator[None]:
 def without_collector() -> Iterator[None]:
     """Python's cyclic garbage collector rests: for work of seconds whose memory is all in use to the end.
 
-    With the libraries loaded, one collection takes 0.1 s and finds nothing.
+    With the libraries loaded, one collection takes 0.1 s and finds nothing. What was made meanwhile is old
+    afterwards: it waits for a full collection, or the very next one would look through all of it.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -103,4 +107,6 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         if collecting:
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
             gc.enable()

@@ -5,7 +5,8 @@ Batch norms are left to their own pass (`fold_batchnorm`), which also takes the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import onnx
 import onnx_ir as ir
@@ -56,7 +57,8 @@ class Simplify(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         proto = to_proto(model)
         simple = _simplified(proto, SKIPPED)
-        if _overpadded(simple) - _overpadded(proto):
+        padded = _overpadded(simple)
+        if padded and padded - _overpadded(proto):
             simple = _simplified(proto, (*SKIPPED, *FUSE_PAD))
         simple.producer_name, simple.producer_version = proto.producer_name, proto.producer_version
         del simple.metadata_props[:]
@@ -74,15 +76,23 @@ class Simplify(ir.passes.FunctionalPass):
             raise ir.passes.PostconditionError(f"constants that are no initializers: {left}")
 
 
-def _simplified(proto: onnx.ModelProto, skipped: Sequence[str]) -> onnx.ModelProto:
+@cache
+def _simplifier() -> Callable[..., tuple[onnx.ModelProto, bool]]:
+    """onnxsim's `simplify`, loaded at its first use."""
     with light_imports(), bare_package("onnxsim"):
         from onnxsim.onnx_simplifier import simplify
+    found: Callable[..., tuple[onnx.ModelProto, bool]] = simplify
+    return found
+
+
+def _simplified(proto: onnx.ModelProto, skipped: Sequence[str]) -> onnx.ModelProto:
+    simplify = _simplifier()
     try:
-        simple: onnx.ModelProto = simplify(
+        simple = simplify(
             proto,
             skip_fuse_bn=True,
             skipped_optimizers=list(skipped),
-            inline_functions=True,
+            inline_functions=bool(proto.functions),
             certify=False,
             import_custom_schemas=False,
         )[0]

@@ -1,7 +1,7 @@
 """The network as the chip runs it: ONNX nodes grouped into the layers the converter makes of them.
 
 The converter fuses a convolution or linear layer with the batch norm and the activation that alone read it,
-and an addition with the last convolution before it that has no activation. Names as in its insight files:
+and an addition with a convolution before it that has no activation. Names as in its insight files:
 Conv2D_Relu, Conv2D_Add, FullyConnected_Sigmoid.
 """
 
@@ -22,6 +22,7 @@ from passes.imx500.geometry import (
     int_attribute,
     is_constant,
     is_depthwise,
+    is_polyphase,
     round_up,
     shape_behind,
     window,
@@ -145,11 +146,13 @@ def layers_of(graph: ir.Graph) -> tuple[Layer, ...]:
     """The layers of a float graph in the order they run."""
     nodes = [node for node in data_nodes(graph) if node.op_type not in ("Identity", "Dropout")]
     order = {node: index for index, node in enumerate(nodes)}
+    readers = _Readers()
     taken: set[ir.Node] = set()
     heads: dict[ir.Node, Layer] = {}
+    depths = _depths(nodes)
     for node in reversed(nodes):
         if node.op_type == "Add":
-            layer = _with_addition(node, order)
+            layer = _with_addition(node, depths, readers)
             if layer is not None:
                 heads[node] = layer
                 taken.update(layer.parts)
@@ -158,14 +161,17 @@ def layers_of(graph: ir.Graph) -> tuple[Layer, ...]:
         if node in taken:
             continue
         gelu = gelus.get(node)
-        layer = _make(Kind.ACTIVATION, gelu.erf, list(gelu.nodes), "Gelu") if gelu else _layer(node, taken)
+        if gelu:
+            layer = _make(Kind.ACTIVATION, gelu.erf, list(gelu.nodes), "Gelu")
+        else:
+            layer = _layer(node, taken, readers)
         heads[layer.parts[-1]] = layer
         taken.update(layer.parts)
     ordered = sorted(heads.values(), key=lambda layer: max(order[part] for part in layer.parts))
-    return _shrinking_branch_first(ordered)
+    return _shrinking_branch_first(ordered, readers)
 
 
-def _shrinking_branch_first(layers: list[Layer]) -> tuple[Layer, ...]:
+def _shrinking_branch_first(layers: list[Layer], readers: _Readers) -> tuple[Layer, ...]:
     """Of two branches of one tensor that an elementwise layer joins, the one runs first that needs less so.
 
     A branch is a chain of layers that nothing else reads. It needs its largest step while it runs and keeps
@@ -176,7 +182,8 @@ def _shrinking_branch_first(layers: list[Layer]) -> tuple[Layer, ...]:
     for join in layers:
         if (join.kind is not Kind.ELEMENTWISE and not join.adds) or len(join.inputs) != 2:
             continue
-        early, late = sorted((_branch(value, index, layers) for value in join.inputs), key=lambda b: b[-1:])
+        branches = (_branch(value, index, layers, readers) for value in join.inputs)
+        early, late = sorted(branches, key=lambda branch: branch[-1:])
         if not early or not late or layers[early[0]].inputs[0] is not layers[late[0]].inputs[0]:
             continue
         if _needed(late, early, layers) < _needed(early, late, layers):
@@ -185,13 +192,13 @@ def _shrinking_branch_first(layers: list[Layer]) -> tuple[Layer, ...]:
     return tuple(layers[at] for at in sorted(range(len(layers)), key=key.__getitem__))
 
 
-def _branch(value: ir.Value, index: dict[ir.Value, int], layers: list[Layer]) -> list[int]:
+def _branch(value: ir.Value, index: dict[ir.Value, int], layers: list[Layer], readers: _Readers) -> list[int]:
     """The chain of layers that makes the value and that nothing else reads, first to last."""
     chain: list[int] = []
     while value in index:
         layer = layers[index[value]]
-        readers = _readers(value)
-        if len(layer.inputs) != 1 or len(layer.outputs) != 1 or len(readers) != 1 or value.is_graph_output():
+        alone = len(readers[value]) == 1 and not value.is_graph_output()
+        if len(layer.inputs) != 1 or len(layer.outputs) != 1 or not alone:
             break
         chain.insert(0, index[value])
         value = layer.inputs[0]
@@ -236,13 +243,13 @@ def _by_channels(value: ir.Value) -> int:
     return round_up(channels) * prod(pixels)
 
 
-def _layer(node: ir.Node, taken: set[ir.Node]) -> Layer:
+def _layer(node: ir.Node, taken: set[ir.Node], readers: _Readers) -> Layer:
     parts, activation = [node], ""
     kind = kind_of(node)
     if kind in (Kind.CONVOLUTION, Kind.GROUPED, Kind.TRANSPOSED, Kind.LINEAR):
-        parts, activation = _absorb(node, taken)
+        parts, activation = _absorb(node, taken, readers)
     elif node.op_type == "Add":
-        parts.extend(_clipping(node))
+        parts.extend(_clipping(node, readers))
     return _make(kind, node, parts, activation)
 
 
@@ -255,27 +262,31 @@ def kind_of(node: ir.Node) -> Kind:
     return kind
 
 
-def _absorb(node: ir.Node, taken: set[ir.Node]) -> tuple[list[ir.Node], str]:
+def _absorb(node: ir.Node, taken: set[ir.Node], readers: _Readers) -> tuple[list[ir.Node], str]:
     """The node with the bias addition, batch norm and activation that alone read it."""
     parts = [node]
-    reader = _only_reader(parts[-1])
+    reader = _only_reader(parts[-1], readers)
     if reader is not None and node.op_type == "MatMul" and reader.op_type == "Add" and _adds_bias(reader):
         parts.append(reader)
-        reader = _only_reader(reader)
+        reader = _only_reader(reader, readers)
     if reader is not None and reader.op_type == "BatchNormalization" and node.op_type != "MatMul":
         parts.append(reader)
-        reader = _only_reader(reader)
+        reader = _only_reader(reader, readers)
     if reader is not None and reader.op_type in ACTIVATIONS and reader not in taken:
         return [*parts, reader], reader.op_type
-    swish = _swish(parts[-1].outputs[0])
+    swish = _swish(parts[-1].outputs[0], readers)
     if swish:
         return [*parts, *swish], "Sigmoid"
-    gelu = _gelu_of(parts[-1].outputs[0])
+    gelu = _gelu_of(parts[-1].outputs[0], readers)
     return ([*parts, *gelu], "Gelu") if gelu else (parts, "")
 
 
-def _with_addition(add: ir.Node, order: dict[ir.Node, int]) -> Layer | None:
-    """The addition fused with the last convolution before it that nothing else reads and nothing bends."""
+def _with_addition(add: ir.Node, depths: dict[ir.Node, int], readers: _Readers) -> Layer | None:
+    """The addition fused with a convolution before it that nothing else reads and nothing bends.
+
+    Where both operands come from such a convolution, the one that fewer operations lead to takes it; of two
+    that as many lead to, the first operand's.
+    """
     data = [behind(value) for value in add.inputs if value is not None and not is_constant(value)]
     if len(data) != 2 or shape_of(data[0]) != shape_of(data[1]) or data[0] is data[1]:
         return None
@@ -283,22 +294,46 @@ def _with_addition(add: ir.Node, order: dict[ir.Node, int]) -> Layer | None:
     for value in data:
         chain: list[ir.Node] = []
         producer = value.producer()
-        while producer is not None and _only_reader(producer) is not None:
+        while producer is not None and _only_reader(producer, readers) is not None:
             chain.insert(0, producer)
             if producer.op_type != "BatchNormalization":
                 break
             producer = behind(producer.inputs[0]).producer() if producer.inputs[0] is not None else None
-        if chain and kind_of(chain[0]) is Kind.CONVOLUTION and chain[0] in order:
+        if chain and kind_of(chain[0]) in (Kind.CONVOLUTION, Kind.TRANSPOSED) and chain[0] in depths:
             candidates.append(chain)
     if not candidates:
         return None
-    chain = candidates[0]
-    return _make(kind_of(chain[0]), chain[0], [*chain, add, *_clipping(add)], "", adds=True)
+    chain = min(candidates, key=lambda chain: depths[chain[0]])
+    return _make(kind_of(chain[0]), chain[0], [*chain, add, *_clipping(add, readers)], "", adds=True)
 
 
-def _clipping(add: ir.Node) -> list[ir.Node]:
+def _depths(nodes: list[ir.Node]) -> dict[ir.Node, int]:
+    """Of each node the operations on the longest way from an input, with those that a stride takes."""
+    depths: dict[ir.Node, int] = {}
+    for node in nodes:
+        made = (behind(value).producer() for value in node.inputs if value is not None)
+        before = (depths.get(maker, 0) for maker in made if maker is not None)
+        depths[node] = max(before, default=0) + _operations(node)
+    return depths
+
+
+def _operations(node: ir.Node) -> int:
+    """0 for what a layer takes up; a strided convolution pads, cuts and joins, or leaves pixels out."""
+    if node.op_type in (*ACTIVATIONS, "BatchNormalization", "Identity", "Dropout"):
+        return 0
+    found = window(node) if kind_of(node) is Kind.CONVOLUTION else None
+    if found is None or max(found.strides) == 1:
+        return 1
+    shape = shape_behind(input_at(node, 1)) or ()
+    inner, out = ((shape[1] or 1), (shape[0] or 1)) if len(shape) > 1 else (1, 1)
+    if is_polyphase(inner, out, found.kernel, found.strides):
+        return 3 + any((*found.before, *found.after))
+    return 2 if max(found.kernel) == 1 else 1
+
+
+def _clipping(add: ir.Node, readers: _Readers) -> list[ir.Node]:
     """The ReLU or Clip that alone reads an addition: Conv2D_Add_Relu and Add_Relu are one layer."""
-    reader = _only_reader(add)
+    reader = _only_reader(add, readers)
     return [reader] if reader is not None and reader.op_type in CLIPPING_ACTIVATIONS else []
 
 
@@ -315,21 +350,25 @@ def _make(kind: Kind, main: ir.Node, parts: list[ir.Node], activation: str, adds
     return Layer(kind, main, tuple(parts), tuple(inputs), tuple(outputs), activation, adds)
 
 
-def _only_reader(node: ir.Node) -> ir.Node | None:
+def _only_reader(node: ir.Node, readers: _Readers) -> ir.Node | None:
     """The one node that reads the node's output; None where several do or the output leaves the network."""
     value = node.outputs[0]
-    readers = _readers(value)
-    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+    found = readers[value]
+    return found[0] if len(found) == 1 and not value.is_graph_output() else None
 
 
-def _readers(value: ir.Value) -> list[ir.Node]:
-    found: dict[ir.Node, None] = {}
-    for use in value.uses():
-        if use.node.op_type in ("Identity", "Dropout"):
-            found.update(dict.fromkeys(_readers(use.node.outputs[0])))
-        else:
-            found[use.node] = None
-    return list(found)
+class _Readers(dict[ir.Value, list[ir.Node]]):
+    """Who reads a value, looked through Identity and Dropout; looked up once for each value."""
+
+    def __missing__(self, value: ir.Value) -> list[ir.Node]:
+        found: dict[ir.Node, None] = {}
+        for use in value.uses():
+            if use.node.op_type in ("Identity", "Dropout"):
+                found.update(dict.fromkeys(self[use.node.outputs[0]]))
+            else:
+                found[use.node] = None
+        self[value] = list(found)
+        return self[value]
 
 
 def _adds_bias(add: ir.Node) -> bool:
@@ -338,22 +377,22 @@ def _adds_bias(add: ir.Node) -> bool:
     return any(is_constant(value) and shape_behind(value) == (last,) for value in add.inputs)
 
 
-def _swish(value: ir.Value) -> list[ir.Node]:
+def _swish(value: ir.Value, readers: _Readers) -> list[ir.Node]:
     """The Sigmoid and Mul of x * sigmoid(x), where nothing else reads x."""
-    readers = _readers(value)
-    if len(readers) != 2 or value.is_graph_output():
+    both = readers[value]
+    if len(both) != 2 or value.is_graph_output():
         return []
-    gates = [node for node in readers if node.op_type in ("Sigmoid", "HardSigmoid")]
-    products = [node for node in readers if node.op_type == "Mul"]
-    if len(gates) != 1 or len(products) != 1 or _only_reader(gates[0]) is not products[0]:
+    gates = [node for node in both if node.op_type in ("Sigmoid", "HardSigmoid")]
+    products = [node for node in both if node.op_type == "Mul"]
+    if len(gates) != 1 or len(products) != 1 or _only_reader(gates[0], readers) is not products[0]:
         return []
     return [gates[0], products[0]]
 
 
-def _gelu_of(x: ir.Value) -> list[ir.Node]:
+def _gelu_of(x: ir.Value, readers: _Readers) -> list[ir.Node]:
     """The nodes of a GELU of x that is written as several; in graph order."""
-    scales = [node for node in _readers(x) if node.op_type in ("Div", "Mul")]
-    for erf in map(_only_reader, scales):
+    scales = [node for node in readers[x] if node.op_type in ("Div", "Mul")]
+    for erf in (_only_reader(scale, readers) for scale in scales):
         found = None if erf is None else gelu_around(erf)
         if found is not None:
             return list(found.nodes)

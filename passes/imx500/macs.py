@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from passes.graph import module_of
-from passes.imx500.geometry import behind, data_nodes, input_at, is_constant, shape_behind, window
+from passes.imx500.geometry import (
+    behind,
+    data_nodes,
+    input_at,
+    is_constant,
+    is_standard,
+    shape_behind,
+    window,
+)
 from passes.imx500.stage import float_view
 
 
@@ -22,6 +31,7 @@ class LayerCost:
         macs: multiply-accumulates (a multiplication and an addition count as one).
         parameters: numbers in its weights, biases and normalisation. Weights that several nodes share count
             at the first of them; equal biases may be stored once by chance and count at each.
+        counted: both numbers are exact; else they are what is known of an operator or a shape that is not.
     """
 
     node: str
@@ -29,6 +39,7 @@ class LayerCost:
     module: str
     macs: int
     parameters: int
+    counted: bool = True
 
 
 PARAMETER_INPUTS = {
@@ -42,6 +53,17 @@ PARAMETER_INPUTS = {
     "PRelu": (1,),
 }
 """Which inputs are learnt; of a batch norm the scale and shift, as in torch's parameter count."""
+
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators whose multiply-accumulates are counted."""
+
+NOT_COUNTED = frozenset(
+    {
+        "Attention", "ConvInteger", "DFT", "DeformConv", "Det", "Einsum", "GRU", "If", "LSTM", "Loop",
+        "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN", "STFT", "Scan",
+    }
+)  # fmt: skip
+"""The other operators of ONNX that multiply and accumulate, or hold a graph that may; the chip has none."""
 
 
 def count_macs(model: ir.Model) -> tuple[LayerCost, ...]:
@@ -59,8 +81,22 @@ def count_macs(model: ir.Model) -> tuple[LayerCost, ...]:
             if len(shape) < 2 or value not in seen:
                 seen.add(value)
                 parameters += _size(value)
-        costs.append(LayerCost(node.name or "", node.op_type, module_of(node), node_macs(node), parameters))
+        costs.append(
+            LayerCost(
+                node.name or "", node.op_type, module_of(node), node_macs(node), parameters, is_counted(node)
+            )
+        )
     return tuple(costs)
+
+
+def is_counted(node: ir.Node) -> bool:
+    """The node's multiply-accumulates follow from its operator and its shapes (the batch left aside)."""
+    if not is_standard(node) or node.op_type in NOT_COUNTED or not onnx.defs.has(node.op_type):
+        return False
+    if node.op_type not in PRODUCTS:
+        return True
+    shapes = [shape_behind(value) for value in (input_at(node, 0), input_at(node, 1), node.outputs[0])]
+    return all(shape is not None and None not in shape[1:] for shape in shapes)
 
 
 def node_macs(node: ir.Node) -> int:

@@ -14,9 +14,9 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from passes.graph import real_inputs
-from passes.imx500.geometry import Window, behind, ceil_div, even, round_up, window
+from passes.imx500.geometry import Window, behind, ceil_div, even, is_polyphase, round_up, window
 from passes.imx500.layers import Kind, Layer, Shape, channels_of, shape_of
-from passes.imx500.weights import FEW, LANES, is_polyphase, is_whole_picture
+from passes.imx500.weights import LANES, is_whole_picture
 
 
 class Layout(StrEnum):
@@ -52,8 +52,9 @@ class Step:
     reads: list[Buffer]
     writes: list[Buffer]
     scratch: int = 0
-    movable: bool = False
-    """A copy into another layout of a tensor that is read again later; it may run earlier."""
+    movable: tuple[Step, ...] = ()
+    """The last copy of a tensor into another layout: the copies it takes, itself included; they may run
+    earlier."""
 
 
 @dataclass
@@ -162,6 +163,12 @@ def input_persistency(shape: Shape) -> int:
 INPUT_RESERVE = 4_096
 """Bytes an input keeps besides its picture."""
 
+WORTH_COPYING = 0.8
+"""An elementwise layer leaves channels for a layout that takes less than this part: at 0.80, not at 0.83."""
+
+FEW = 16
+"""Channels up to which a convolution works on rows of pixels instead of on channels."""
+
 COLUMN_SCRATCH = 65_536
 """Bytes a convolution needs that writes by columns, and a layer norm."""
 
@@ -183,30 +190,42 @@ def schedule_of(graph: ir.Graph, layers: tuple[Layer, ...]) -> Schedule:
 
 
 def _hoist(schedule: Schedule) -> None:
-    """Run a copy of a skipped tensor right after the tensor's last other reader where that lowers the peak.
+    """Run the copies of a skipped tensor early where that lowers the peak.
 
-    A step can lower the peak only where the peak lies between its old place and its new one.
+    They run right after the tensor's last other reader, or before its readers, right after the tensor is
+    made. They can lower the peak only where all of it lies between their old place and their new one: the
+    move changes nothing else.
     """
     users: dict[int, list[Step]] = {}
     for step in schedule.steps:
         for buffer in (*step.reads, *step.writes):
             users.setdefault(id(buffer), []).append(step)
     position = {id(step): index for index, step in enumerate(schedule.steps)}
-    live = schedule.live_bytes()
-    for step in [step for step in schedule.steps if step.movable]:
-        at = position[id(step)]
-        others = [position[id(user)] for user in users[id(step.reads[0])] if user is not step]
-        target = max(others) + 1
-        if target >= at or max(live[target : at + 1]) < max(live):
-            continue
-        schedule.steps.insert(target, schedule.steps.pop(at))
-        schedule.settle()
-        moved = schedule.live_bytes()
-        if max(moved) < max(live):
-            live, position = moved, {id(step): index for index, step in enumerate(schedule.steps)}
-        else:
-            schedule.steps.insert(at, schedule.steps.pop(target))
+    peak, first, last = _peak(schedule.live_bytes())
+    for copies in [step.movable for step in schedule.steps if step.movable]:
+        own = set(map(id, copies))
+        others = [position[id(user)] for user in users[id(copies[0].reads[0])] if id(user) not in own]
+        for target in dict.fromkeys((max(others) + 1, min(others) + 1)):
+            at, count = position[id(copies[0])], len(copies)
+            if target >= at or first < target or last >= at + count:
+                continue
+            before = schedule.steps[target : at + count]
+            schedule.steps[target : at + count] = [*copies, *before[:-count]]
             schedule.settle()
+            moved = _peak(schedule.live_bytes())
+            if moved[0] < peak:
+                peak, first, last = moved
+                position = {id(step): index for index, step in enumerate(schedule.steps)}
+            else:
+                schedule.steps[target : at + count] = before
+                schedule.settle()
+
+
+def _peak(live: list[int]) -> tuple[int, int, int]:
+    """The most of the bytes alive, and the first and the last step at which so much is."""
+    most = max(live, default=0)
+    steps = [index for index, number in enumerate(live) if number == most] or [0]
+    return most, steps[0], steps[-1]
 
 
 class _Builder:
@@ -215,6 +234,8 @@ class _Builder:
     def __init__(self, graph: ir.Graph) -> None:
         self.steps: list[Step] = []
         self.copies: dict[ir.Value, dict[Layout, Buffer]] = {}
+        self.resizes: dict[ir.Value, Step] = {}
+        """Output of a resize -> the first step it takes."""
         for value in real_inputs(graph):
             buffer = Buffer(
                 value, value.name or "input", bytes_of(shape_of(value), Layout.COLUMNS), Layout.COLUMNS
@@ -244,11 +265,14 @@ class _Builder:
                 self._run(layer, Layout.CHANNELS, indices)
             case Kind.ACTIVATION | Kind.REDUCE | Kind.OTHER:
                 self._run(layer, self._present(layer.inputs[0]) if layer.inputs else Layout.CHANNELS)
+            case Kind.GROUPED:
+                self._run(layer, Layout.CHANNELS, _depthwise_scratch(layer))
+            case Kind.RESIZE:
+                at = len(self.steps)
+                self._run(layer, Layout.CHANNELS, _resize_scratch(layer))
+                self.resizes[layer.outputs[0]] = self.steps[at]
             case _:
-                scratch = 0
-                if layer.kind is Kind.GROUPED:
-                    scratch = _depthwise_scratch(layer)
-                self._run(layer, Layout.CHANNELS, scratch)
+                self._run(layer, Layout.CHANNELS)
 
     def _run(self, layer: Layer, layout: Layout, scratch: int = 0) -> None:
         reads = [self._in(value, layout) for value in layer.inputs]
@@ -266,7 +290,10 @@ class _Builder:
         return next(iter(self.copies.get(value, {Layout.CHANNELS: None})))
 
     def _in(self, value: ir.Value, layout: Layout) -> Buffer:
-        """The tensor in a layout, copied where it is not there yet (a vector is the same in all)."""
+        """The tensor in a layout; a copy is made where it does not lie so (a vector is the same in all).
+
+        Each reader has a copy of its own: no insight file has a copy that is read twice.
+        """
         copies = self.copies.setdefault(value, {})
         if layout in copies:
             return copies[layout]
@@ -275,23 +302,24 @@ class _Builder:
         if source is not None and len(shape_of(value)) != 3:
             return source
         buffer = Buffer(value, value.name or "", size, layout)
-        copies[layout] = buffer
         if source is None:
+            copies[layout] = buffer
             self.steps.append(Step(buffer.name, [], [buffer]))
             return buffer
-        name = f"{buffer.name} to {layout}"
-        if layout is Layout.CHANNELS and _turns(source):
-            for between in (source.bytes, size):
-                turned = Buffer(value, f"{buffer.name} turned", between, layout)
-                self.steps.append(Step(name, [source], [turned]))
-                source = turned
-        self.steps.append(Step(name, [source], [buffer], movable=True))
+        steps = []
+        for turned in _turned(source, buffer):
+            steps.append(Step(f"{buffer.name} turned", [source], [turned]))
+            source = turned
+        steps.append(Step(f"{buffer.name} to {layout}", [source], [buffer]))
+        steps[-1].movable = tuple(steps)
+        self.steps.extend(steps)
         return buffer
 
     def _cheapest(self, layer: Layer) -> Layout:
         """The smallest of channels, rows and wide, and of columns where the first picture lies so.
 
-        Columns come first where they are no larger, and where all pictures lie so.
+        Columns (rows for a concatenation) come first where they are no larger, and columns where all pictures
+        lie so. An elementwise layer whose pictures lie by channels stays there unless much is saved.
         """
         pictures = [value for value in layer.inputs if len(shape_of(value)) == 3]
         present = [self._present(value) for value in pictures]
@@ -300,8 +328,12 @@ class _Builder:
         shapes = [shape_of(value) for value in (*layer.inputs, *layer.outputs)]
         choices = [Layout.CHANNELS, Layout.ROWS, Layout.WIDE]
         if present[:1] == [Layout.COLUMNS]:
-            choices.insert(0, Layout.COLUMNS)
-        return _smallest(shapes, choices)
+            choices.insert(0, Layout.ROWS if layer.kind is Kind.CONCAT else Layout.COLUMNS)
+        chosen = _smallest(shapes, choices)
+        if layer.kind is Kind.CONCAT or Layout.COLUMNS in present:
+            return chosen
+        sizes = [sum(bytes_of(shape, layout) for shape in shapes) for layout in (chosen, Layout.CHANNELS)]
+        return chosen if sizes[0] < WORTH_COPYING * sizes[1] else Layout.CHANNELS
 
     def _tokens(self, layer: Layer) -> None:
         """A linear layer on the last axis of (H, W, C) runs as a 1x1 convolution of its pixels."""
@@ -334,9 +366,8 @@ class _Builder:
     def _convolution(self, layer: Layer) -> None:
         shape, found = shape_of(layer.inputs[0]), window(layer.main)
         out = shape_of(layer.outputs[0])
-        reads = [self._in(value, Layout.CHANNELS) for value in layer.inputs[1:]]
         if found is None or len(shape) != 3 or len(out) != 3:
-            self._write(layer, [self._in(layer.inputs[0], Layout.CHANNELS), *reads], Layout.CHANNELS)
+            self._run(layer, Layout.CHANNELS)
             return
         channels = shape[0]
         split = is_polyphase(channels, channels_of(layer.outputs[0]), found.kernel, found.strides)
@@ -348,6 +379,8 @@ class _Builder:
             source = self._padded(layer.inputs[0], shape, found)
         elif split:
             source = self._phases(layer, shape, found, by_columns)
+        elif max(found.kernel) == 1 and max(found.strides) > 1:
+            source = self._sampled(layer.inputs[0], shape, found)
         elif (
             by_columns
             and plain
@@ -358,7 +391,22 @@ class _Builder:
         else:
             source = self._in(layer.inputs[0], Layout.CHANNELS)
         layout = Layout.COLUMNS if few else Layout.CHANNELS
+        at = len(self.steps)
+        reads = [self._in(value, Layout.CHANNELS) for value in layer.inputs[1:]]
+        self._before_resize(layer.inputs[0], at)
         self._write(layer, [source, *reads], layout, COLUMN_SCRATCH if few else 0)
+
+    def _before_resize(self, value: ir.Value, at: int) -> None:
+        """Move the copies that a fused addition needs (from step `at` on) before the resize of `value`."""
+        started = self.resizes.get(value)
+        copies = self.steps[at:]
+        if started is None or not copies:
+            return
+        target = next(index for index in range(at - 1, -1, -1) if self.steps[index] is started)
+        made = {id(buffer) for step in self.steps[target:at] for buffer in step.writes}
+        if any(id(buffer) in made for step in copies for buffer in step.reads):
+            return
+        self.steps[target:] = [*copies, *self.steps[target:at]]
 
     def _framed(self, value: ir.Value, shape: Shape, found: Window) -> Buffer:
         """The tensor by columns inside its frame of padding, made by four copies."""
@@ -369,8 +417,8 @@ class _Builder:
             return source
         sizes = (
             channels * tall * round_up(columns),
-            channels * rows * round_up(wide),
-            channels * tall * round_up(wide),
+            channels * round_up(tall) * columns,
+            channels * round_up(tall) * wide,
             channels * tall * round_up(wide),
         )
         for size in sizes:
@@ -389,6 +437,20 @@ class _Builder:
             buffer = Buffer(value, f"{value.name} padded", size, source.layout)
             self.steps.append(Step(buffer.name, [source], [buffer]))
             source = buffer
+        return source
+
+    def _sampled(self, value: ir.Value, shape: Shape, found: Window) -> Buffer:
+        """The pixels that a strided 1x1 convolution reads: columns are left out, then rows."""
+        source = self._in(value, Layout.CHANNELS)
+        channels, rows, columns = shape
+        height, width = ceil_div(rows, found.strides[0]), ceil_div(columns, found.strides[1])
+        cuts = []
+        for size in ((channels, rows, width), (channels, height, width)):
+            cut = Buffer(value, f"{value.name} sampled", bytes_of(size, Layout.CHANNELS), Layout.CHANNELS)
+            cuts.append(Step(cut.name, [source], [cut]))
+            source = cut
+        cuts[-1].movable = tuple(cuts)
+        self.steps.extend(cuts)
         return source
 
     def _phases(self, layer: Layer, shape: Shape, found: Window, by_columns: bool) -> Buffer:
@@ -415,6 +477,8 @@ class _Builder:
             sizes = [small] * (sh * sw) + [whole]
             join = _smallest(sizes, (Layout.CHANNELS, Layout.ROWS, Layout.WIDE))
 
+        start = len(self.steps)
+
         def step(sources: list[Buffer], what: str, size: Shape, layout: Layout) -> Buffer:
             buffer = Buffer(value, f"{value.name} {what}", bytes_of(size, layout), layout)
             self.steps.append(Step(buffer.name, sources, [buffer]))
@@ -438,9 +502,11 @@ class _Builder:
                 piece = step([piece], "phase", small, join)
             pieces.append(piece)
         wanted = Layout.COLUMNS if by_columns and whole[0] <= FEW else Layout.CHANNELS
-        if not reorders and (by_columns or join is wanted):
-            return step(pieces, "phases", whole, wanted)
-        return step([step(pieces, "phases", whole, join)], "phases", whole, wanted)
+        joined = step(pieces, "phases", whole, join if reorders or not by_columns else wanted)
+        if joined.layout is not wanted:
+            joined = step([joined], "phases", whole, wanted)
+        self.steps[-1].movable = tuple(self.steps[start:])
+        return joined
 
     def deliver(self, value: ir.Value) -> None:
         """An output leaves packed, by way of its first axis rounded up (rows if it has one channel)."""
@@ -461,18 +527,25 @@ class _Builder:
         self.steps.append(Step(f"{value.name} delivered", [source], []))
 
 
-def _turns(source: Buffer) -> bool:
-    """Rows (or columns) whose groups of 32 are no power of two, the last not full, take two more copies.
+def _turned(source: Buffer, target: Buffer) -> tuple[Buffer, ...]:
+    """The two copies more that a large picture takes between channels and rows, each like one of the two.
 
-    Seen at 208 and, in the total, at 200 (7 groups each); not at 58, 104, 116 and 232 (2, 4 and 8 groups) and
-    not at multiples of 32.
+    Seen in both directions at 34,560 pixels and more, not at 31,552 and fewer (whatever the bytes, up to
+    2,334,720), and not with at most 32 channels (50,176 pixels).
     """
     shape = () if source.tensor is None else shape_of(source.tensor)
-    if len(shape) != 3 or source.layout not in (Layout.ROWS, Layout.WIDE):
-        return False
-    axis = shape[1] if source.layout is Layout.ROWS else shape[2]
-    groups = ceil_div(axis, LANES)
-    return axis % LANES > 0 and groups & (groups - 1) > 0
+    layouts = {source.layout, target.layout}
+    if len(shape) != 3 or Layout.CHANNELS not in layouts or not layouts & {Layout.ROWS, Layout.WIDE}:
+        return ()
+    if shape[0] <= LANES or shape[1] * shape[2] <= TURNED_PIXELS:
+        return ()
+    return tuple(
+        Buffer(target.tensor, f"{target.name} turned", like.bytes, like.layout) for like in (source, target)
+    )
+
+
+TURNED_PIXELS = 32_768
+"""Pixels up to which one copy suffices: any number between those of `_turned` would do."""
 
 
 def _smallest(shapes: Iterable[Shape], layouts: Iterable[Layout]) -> Layout:
@@ -499,6 +572,15 @@ def _framed_bytes(shape: Shape, found: Window) -> int:
     channels, rows, columns = shape
     tall, wide = rows + found.before[0] + found.after[0], columns + found.before[1] + found.after[1]
     return channels * tall * round_up(wide)
+
+
+def _resize_scratch(layer: Layer) -> int:
+    """A copy of the picture with a frame of one pixel."""
+    shape = shape_of(layer.inputs[0])
+    if len(shape) != 3:
+        return 0
+    channels, rows, columns = shape
+    return bytes_of((channels, rows + 2, columns + 2), Layout.CHANNELS)
 
 
 def _depthwise_scratch(layer: Layer) -> int:

@@ -20,6 +20,7 @@ from passes.imx500.geometry import (
     input_at,
     int_attribute,
     is_constant,
+    is_polyphase,
     round_up,
     shape_behind,
     window,
@@ -206,45 +207,21 @@ INPUT_CHANNELS = 3
 def dense_kernel(inner: int, out: int, kernel: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Bytes of a dense 8-bit kernel, in the form the converter chooses.
 
-    A strided convolution may become one of stride 1 on inner * sh * sw channels (polyphase); small kernels
-    on few channels are padded to even sides.
+    A strided convolution may become one of stride 1 on inner * sh * sw channels (polyphase); kernels above 3
+    on fewer than 32 channels are padded to even sides.
     """
     rows, columns = kernel
     if is_polyphase(inner, out, kernel, strides):
         phases = strides[0] * strides[1]
         taps = ceil_div(rows, strides[0]) * ceil_div(columns, strides[1])
         return round_up(inner * phases) * taps * round_up(out)
-    if inner <= FEW and out <= FEW and min(kernel) > 3:
+    if inner < LANES and min(kernel) > 3:
         rows, columns = even(rows), even(columns)
     return round_up(inner) * round_up(out) * rows * columns
 
 
-FEW = 16
-"""Channels up to which a convolution works on rows of pixels instead of on channels."""
-
-
-def is_polyphase(inner: int, out: int, kernel: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """A strided convolution is split into phases where its kernel does not grow, or little and is small.
-
-    Separates all 36 strided convolutions measured (3 to 192 channels, strides 2 to 32, kernels 1 to 32); the
-    converter's own criterion is not known.
-    """
-    if max(strides) == 1:
-        return False
-    phases = strides[0] * strides[1]
-    taps = ceil_div(kernel[0], strides[0]) * ceil_div(kernel[1], strides[1])
-    split = round_up(inner * phases) * taps * round_up(out)
-    grown = split - round_up(inner) * kernel[0] * kernel[1] * round_up(out)
-    return grown <= 0 or (grown <= PHASE_GROWTH and split <= SMALL_KERNEL)
-
-
 LANES = 32
 """Numbers the chip works on at a time."""
-
-SMALL_KERNEL = 24_576
-PHASE_GROWTH = 7_168
-"""Bytes of a split 8-bit kernel, and by which it grew, where it was split all the same; kernels of 32,768 and
-growth by 12,288 were not."""
 
 
 def _fused(layer: Layer) -> int:

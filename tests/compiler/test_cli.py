@@ -177,6 +177,27 @@ def test_check_and_help_load_nothing_heavy(legal_onnx):
         assert done.stderr.strip().splitlines()[-1] == "set()"
 
 
+@pytest.mark.parametrize(
+    ("stream", "told"), [(">&-", ""), ("2>&-", "2 violations"), ("", "2 violations"), (">&- 2>&-", "")]
+)
+def test_the_process_ends_with_its_code_whatever_is_closed(illegal_onnx, stream, told):
+    """The whole output reaches a pipe although the process ends without Python's own clean-up."""
+    command = ["sh", "-c", f'"$@" {stream}', "sh", sys.executable, "-m", "compiler.cli", "check"]
+    done = subprocess.run([*command, str(illegal_onnx)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert told in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """`picosam2 rules | head`, without a buffer that hides it."""
+    command = [sys.executable, "-u", "-m", "compiler.cli", "rules"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 0
+
+
 @pytest.fixture
 def fixable_onnx(tmp_path):
     """One violation with a rewrite, one without."""

@@ -5,12 +5,20 @@ Several rewrites share a network to save minutes; the converter's own message na
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from calib.ptq import mct_ptq
 from calib.representative import RepresentativeSet, load_representative
@@ -23,7 +31,8 @@ from passes.graph import static_shape
 from passes.imx500.check import check_operators
 from passes.imx500.fixes import fix_graph
 from passes.pipeline import apply_all
-from tests.graphs import model, node
+from tests.graphs import model, node, relative_error, run
+from tests.networks import export
 from tests.oracle import loader
 
 pytestmark = pytest.mark.slow
@@ -270,3 +279,54 @@ def test_accepted_after_the_fix(name: str, install: ConverterInstall, tmp_path: 
     converted = convert(path, install=install)  # raises ConverterRejected where it is refused
     assert converted.memory.fits
     assert "packerOut.zip" in converted.files
+
+
+class Refused(nn.Module):
+    """Group norm, ELU, a large depthwise kernel and PixelShuffle: each is refused as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.large = nn.Conv2d(16, 16, 13, padding=6, groups=16)
+        self.last = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.elu(self.norm(self.stem(x)))
+        return functional.pixel_shuffle(self.last(self.large(x)), 2)
+
+
+def picosam2(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "compiler.cli", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PICOSAM2_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_compile_with_fix_from_the_command_line_to_the_package(tmp_path: Path) -> None:
+    """Refused without `--fix`; with it accepted, and what was compiled is the network that was given."""
+    torch.manual_seed(0)
+    path = export(Refused().eval(), tmp_path / "refused.onnx", 24)
+    out, arguments = tmp_path / "package", ["--input", "raw-signed", "--calib-count", "16"]
+    refused = picosam2("compile", path, "--out", out, *arguments, cache=tmp_path / "cache")
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.count("run again with --fix") >= 4
+    assert not out.exists()
+
+    done = picosam2("compile", path, "--out", out, "--fix", *arguments, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["check"]["ok"]
+    assert {fix["rule"] for fix in report["check"]["fixes"]} >= {
+        "imx500/operator",
+        "imx500/conv-grouped-kernel",
+    }
+    assert report["converter"]["fits"]
+    with zipfile.ZipFile(out / "packerOut.zip") as archive:
+        assert archive.testzip() is None
+
+    pictures = np.random.default_rng(0).integers(-128, 128, (1, 3, 24, 24)).astype(np.float32)
+    (given,), (compiled,) = (run(graphs.load(one), pictures) for one in (path, out / "model.onnx"))
+    assert relative_error(given, compiled) < 1e-4

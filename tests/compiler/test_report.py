@@ -11,7 +11,7 @@ import pytest
 from compiler import raspberry_pi, report
 from compiler.agreement import Agreement, OutputAgreement
 from compiler.checking import check_graph
-from compiler.result import CompileResult, Output, StepTime, VendorFigures
+from compiler.result import CompileResult, Output, SizeResult, StepTime, VendorFigures
 from compiler.simulator.fixedpoint import Grid
 from passes import contract as contracts
 from passes.imx500.fixes import AppliedFix, Exactness
@@ -117,3 +117,32 @@ def test_instructions_for_the_camera(result):
 def test_a_fix_says_what_it_costs(added, words):
     fix = AppliedFix("imx500/pool-rank", "pool", "features.0", "became 2-D", Exactness.EXACT, 0, added)
     assert words in report.fix_text(fix)
+
+
+@pytest.mark.parametrize(
+    ("macs", "words"),
+    [
+        (4_000, "< 0.01 ms"),
+        (240_000, "< 0.01 to 0.0106 ms"),
+        (323_053_056, "11.6 to 14.3 ms"),
+        (10**11, "3,580 to 4,427 ms"),
+    ],
+)
+def test_a_latency_is_printed_as_people_write_it(result, macs, words):
+    check = dataclasses.replace(result.check, costs=(LayerCost("n", "Conv", "m", macs, 1),))
+    assert words in report.cost_lines(check)[1]
+    assert dict(report.check_rows(check))["Latency"].startswith(words)
+
+
+def test_what_is_not_counted_is_said(result):
+    assert "(exact)" in dict(report.check_rows(result.check))["Cost"]
+    assert result.check.to_json()["kind"]["macs"] == "exact"
+    unknown = [LayerCost(name, name, "", 0, 0, counted=False) for name in ("LSTM", "Einsum")]
+    check = dataclasses.replace(result.check, costs=(*result.check.costs, *unknown))
+    rows = dict(report.check_rows(check))
+    assert rows["Cost"] == "at least 0.1 M MACs, 216 parameters; 2 operators not counted (Einsum, LSTM)"
+    assert "without the operators not counted" in rows["Latency"]
+    assert check.to_json()["kind"] == {"macs": "at least", "parameters": "at least", "latency": "estimated"}
+    size = SizeResult(8, 8, check)
+    assert any("at least 0.1 M" in line for line in report.what_if_lines([size]))
+    assert size.to_json()["kind"]["macs"] == "at least"

@@ -8,53 +8,36 @@ networks of unseen.json hold no such pair: their float graphs are forecast as th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-import torch
 
+from benchmarks.drift import quantize_by_mct
 from passes import graph as graphs
 from passes.imx500.memory import MemoryForecast, forecast_memory
 from tests.oracle import loader
 
-RUNTIME_EXACT = 217
-RUNTIME_WITHIN_1_PERCENT = 273
-RUNTIME_WITHIN_5_PERCENT = 276
+RUNTIME_EXACT = 228
+RUNTIME_WITHIN_1_PERCENT = 277
+RUNTIME_WITHIN_5_PERCENT = 277
 """How many of the 279 networks that were not tiled were forecast so well; fewer is a step back."""
 
-UNET_RUNTIME_WORST = 0.07
-"""Largest relative error of runtime on the oracle's U-Nets (hold_224: 6.8 % too little)."""
+UNET_RUNTIME_WORST = 0.001
+"""Largest relative error of runtime on the oracle's U-Nets (hold_dw_192_t: 992 bytes, 0.03 % too little)."""
 
-OUTSIDE_LIMITS = {
-    "hold_224_w12_d4_add_bilinear",
-    "resize_bil2_odd",
-    "unet_64_w16_d2_cat_nearest",
-    "unet_96_w16_d3_cat_nearest",
+UNSEEN_OFF = {
+    "m4_v2_96_w16": -960,
+    "m4_v2_200_w32": -160,
+    "r4_bottle_112_w32": -768,
+    "r4_basic_216_w16_s3": 256,
+    "m5_v3l_184_w24": -448,
 }
-"""Runtime more than 1 % off above 100 KB, or more than 10 KB off below."""
-
-UNSEEN_NOT_EXACT = {"u_cat_144_w12_d3_bilinear": -65_536, "u_add_176_w14_d3_nearest": -34_816}
-"""Runtime forecast less than the report; every other network of unseen.json is exact."""
+"""Bytes by which today's rules miss the runtime of unseen.json's networks; every other one is exact."""
 
 
 def quantized(case: dict[str, Any], path: Path) -> MemoryForecast:
-    import model_compression_toolkit as mct
-
-    shapes = case["inputs"]
-    generator = torch.Generator().manual_seed(0)
-    pictures = [torch.rand(1, *shape, generator=generator) * 2 - 1 for shape in shapes]
-
-    def representative() -> Iterator[list[torch.Tensor]]:
-        yield pictures
-
-    model, _ = mct.ptq.pytorch_post_training_quantization(
-        loader.network(case["snippet"]),
-        representative,
-        target_platform_capabilities=mct.get_target_platform_capabilities("pytorch", "imx500"),
-    )
-    mct.exporter.pytorch_export_model(model, str(path), representative)
+    quantize_by_mct(case, path)
     return forecast_memory(graphs.load(path))
 
 
@@ -92,11 +75,12 @@ def is_outside(forecast: int, truth: int) -> bool:
 
 
 @pytest.mark.slow
-def test_runtime_bytes_outside_the_limits_are_known(forecasts) -> None:
+def test_runtime_bytes_are_within_the_limits(forecasts) -> None:
+    """1 % above 100 KB, 10 KB below."""
     outside = {
         name for name, (f, truth) in forecasts.items() if is_outside(f.runtime_bytes, truth["runtime_bytes"])
     }
-    assert outside == OUTSIDE_LIMITS
+    assert outside == set()
 
 
 @pytest.mark.slow
@@ -125,10 +109,48 @@ def test_input_persistency_is_exact(forecasts) -> None:
     assert wrong == set()
 
 
+class First(NamedTuple):
+    """How good the forecasts of a batch were before the converter ran.
+
+    Attributes:
+        networks: in the batch.
+        exact, close: networks whose runtime was exact, or within 2 %.
+        worst: error of runtime that was furthest off, in percent.
+        models: networks whose model bytes were exact.
+        fits: networks of which it was right that they fit, or do not.
+    """
+
+    networks: int
+    exact: int
+    close: int
+    worst: float
+    models: int
+    fits: int
+
+
+FIRST = {
+    1: First(8, 6, 7, -4.8, 5, 8),
+    2: First(4, 3, 3, -19.2, 4, 3),
+    3: First(4, 2, 3, 5.3, 3, 4),
+    4: First(25, 10, 16, -18.3, 22, 25),
+    5: First(12, 11, 12, -0.1, 12, 12),
+    6: First(6, 6, 6, 0.0, 5, 6),
+}
+"""By batch of unseen.json."""
+
+DO_NOT_FIT = 6
+"""Networks of unseen.json that the converter says are too large."""
+
+
+def unseen_cases() -> list[dict[str, Any]]:
+    cases: list[dict[str, Any]] = json.loads((loader.FOLDER / "unseen.json").read_text())
+    return cases
+
+
 @pytest.fixture(scope="module")
 def unseen() -> dict[str, tuple[MemoryForecast, dict[str, Any]]]:
     found = {}
-    for case in json.loads((loader.FOLDER / "unseen.json").read_text()):
+    for case in unseen_cases():
         model = loader.export(case["snippet"], case["inputs"])
         assert model is not None
         found[case["name"]] = (forecast_memory(model), case["memory"])
@@ -141,24 +163,27 @@ def test_model_bytes_of_new_networks_are_exact(unseen) -> None:
 
 def test_runtime_bytes_of_new_networks(unseen) -> None:
     errors = {name: f.runtime_bytes - truth["runtime_bytes"] for name, (f, truth) in unseen.items()}
-    assert len(errors) == 16
-    assert {name: error for name, error in errors.items() if error} == UNSEEN_NOT_EXACT
+    assert len(errors) == sum(batch.networks for batch in FIRST.values())
+    assert {name: error for name, error in errors.items() if error} == UNSEEN_OFF
 
 
 def test_fits_is_right_for_new_networks(unseen) -> None:
     assert {name for name, (f, truth) in unseen.items() if f.fits != truth["fits"]} == set()
-    assert not unseen["u_cat_208_w18_d4_nearest"][1]["fits"]
+    assert sum(not truth["fits"] for _, truth in unseen.values()) == DO_NOT_FIT
 
 
-def test_what_was_forecast_before_the_converter_ran() -> None:
+@pytest.mark.parametrize("number", FIRST)
+def test_what_was_forecast_before_the_converter_ran(number: int) -> None:
     """The errors that docs/memory.md states, kept with the networks."""
-    cases = json.loads((loader.FOLDER / "unseen.json").read_text())
-    errors = {
-        case["name"]: case["first_forecast"]["runtime_bytes"] / case["memory"]["runtime_bytes"] - 1
-        for case in cases
-    }
-    assert sum(error == 0 for error in errors.values()) == 11
-    assert sum(abs(error) <= 0.02 for error in errors.values()) == 13
-    assert min(errors, key=errors.__getitem__) == "u_cat_208_w18_d4_nearest"
-    models = [case["first_forecast"]["model_bytes"] == case["memory"]["model_bytes"] for case in cases]
-    assert sum(models) == 12
+    cases = [case for case in unseen_cases() if case["batch"] == number]
+    pairs = [(case["first_forecast"], case["memory"]) for case in cases]
+    errors = [told["runtime_bytes"] / true["runtime_bytes"] - 1 for told, true in pairs]
+    found = First(
+        len(cases),
+        sum(error == 0 for error in errors),
+        sum(abs(error) <= 0.02 for error in errors),
+        round(100 * max(errors, key=abs), 1),
+        sum(told["model_bytes"] == true["model_bytes"] for told, true in pairs),
+        sum(told["fits"] == true["fits"] for told, true in pairs),
+    )
+    assert found == FIRST[number]

@@ -14,7 +14,7 @@ from passes.light_imports import bare_package, light_imports
 with light_imports(), bare_package("onnxsim"):
     import onnx_ir
     from onnxsim.onnx_simplifier import simplify
-heavy = {"sympy", "torch", "rich", "onnxsim"}
+heavy = {"sympy", "torch", "rich", "onnxsim", "onnxsim.pruning", "onnxruntime"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 size = onnx_ir.SymbolicDim("max(N, 4)") * 2 + 1
 assert size.evaluate({"N": 9}) == 19, size
@@ -30,6 +30,8 @@ with bare_package("onnxsim"):
     import onnxsim as once
 assert once is onnxsim
 assert onnxsim.simplify is simplify
+import onnxsim.pruning
+assert isinstance(onnxsim.pruning.EmbeddingPruningResult, type)
 """
 
 
@@ -46,3 +48,13 @@ def test_the_collector_rests_and_wakes():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_what_was_made_meanwhile_is_not_looked_through_at_once():
+    gc.collect()
+    with without_collector():
+        made = [[] for _ in range(50_000)]
+    assert gc.isenabled()
+    young = (*gc.get_objects(generation=0), *gc.get_objects(generation=1))
+    assert sum(isinstance(one, list) for one in young) < 1_000
+    assert len(made) == 50_000

@@ -11,6 +11,7 @@ from passes.errors import InputError
 from passes.fix_batch import FixBatch
 from passes.pipeline import FLOAT_TRANSFORMS, apply, apply_all
 from passes.remove_dead import RemoveDead
+from passes.simplify import Simplify
 from tests.graphs import model, node, op_types, relative_error, run
 
 SIMPLIFY = next(t for t in FLOAT_TRANSFORMS if t.name == "simplify")
@@ -178,3 +179,14 @@ def test_a_pad_goes_into_a_pool_only_up_to_half_the_kernel(kernel: int, kept: li
     after, _ = apply(built, SIMPLIFY)
     assert op_types(after) == kept
     assert relative_error(before[0], run(after, x)[0]) < 1e-6
+
+
+def test_the_simplifier_is_loaded_once(monkeypatch):
+    built = model([node("Relu", ["x"], ["y"])], {"x": [1, 3, 4, 4]}, ["y"])
+    Simplify()(built)
+
+    def opened():
+        raise AssertionError("loaded again")
+
+    monkeypatch.setattr("passes.simplify.light_imports", opened)
+    Simplify()(built)

@@ -21,7 +21,7 @@ from passes.imx500.fixes import (
     shuffle,
     transposed,
 )
-from passes.imx500.fixes.apply import AppliedFix, FixResult, fix_graph
+from passes.imx500.fixes.apply import AppliedFix, FixResult, fix_graph, fixable
 from passes.imx500.fixes.registry import FIXES, Exactness
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "arithmetic",
     "convolution",
     "fix_graph",
+    "fixable",
     "indexing",
     "linear",
     "norms",

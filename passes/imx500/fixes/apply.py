@@ -72,10 +72,9 @@ def fix_graph(model: ir.Model) -> FixResult:
     Args:
         model: float graph after the float pipeline (named, simplified, shapes inferred). It is not changed.
     """
-    fixed = from_proto(to_proto(model))
-    fixed.opset_imports[""] = max(NORM_OPSET, fixed.opset_imports.get("", NORM_OPSET))
+    fixed = _copy_of(model)
     graph = fixed.graph
-    taken = {node.name or "" for node in graph} | {value.name or "" for value in all_values(graph)}
+    taken = _names(graph)
     answered: dict[ir.Node, frozenset[tuple[str, str]]] = {}
     pending = deque(data_nodes(graph))
     applied: list[AppliedFix] = []
@@ -107,26 +106,73 @@ def fix_graph(model: ir.Model) -> FixResult:
 def _rewrite(
     node: ir.Node, past: Iterable[tuple[str, str]], opset: int, taken: set[str]
 ) -> tuple[str, Builder, Rewrite] | None:
-    """The first rewrite for a rule that the node breaks; none for one that it was itself made to answer.
-
-    Rewrites count on a batch of 1.
-    """
-    if any(_batch_of(value) != 1 for value in node.inputs if value is not None and not is_constant(value)):
-        return None
+    """The first rewrite for a rule that the node breaks; none for one that it was itself made to answer."""
     for rule in RULES:
         known = (rule.id, node.op_type)
         if known not in FIXES or known in past or (rule.operators and node.op_type not in rule.operators):
             continue
         if rule.check(node) is None:
             continue
-        build = Builder(node, opset, taken)
-        try:
-            rewrite = FIXES[known](node, build)
-        except UnknownShape:
-            continue
-        if rewrite is not None:
-            return rule.id, build, rewrite
+        tried = _try(rule.id, node, opset, taken)
+        if tried is not None:
+            return rule.id, *tried
     return None
+
+
+def fixable(model: ir.Model, found: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    """Of pairs of a rule and the name of a node that breaks it, those that `fix_graph` has a rewrite for.
+
+    Each is tried on a copy of the graph and taken back.
+    """
+    copy = _copy_of(model)
+    nodes = {node.name or "": node for node in copy.graph}
+    taken = _names(copy.graph)
+    answered = set()
+    for rule, name in found:
+        node = nodes.get(name)
+        tried = None if node is None else _try(rule, node, copy.opset_imports[""], taken)
+        if tried is not None:
+            _take_back(tried[0])
+            answered.add((rule, name))
+    return frozenset(answered)
+
+
+def _try(rule: str, node: ir.Node, opset: int, taken: set[str]) -> tuple[Builder, Rewrite] | None:
+    """The node's rewrite for the rule; None where there is none, and then nothing is left of the attempt.
+
+    Rewrites count on a batch of 1.
+    """
+    if (rule, node.op_type) not in FIXES:
+        return None
+    if any(_batch_of(value) != 1 for value in node.inputs if value is not None and not is_constant(value)):
+        return None
+    build = Builder(node, opset, taken)
+    try:
+        rewrite = FIXES[rule, node.op_type](node, build)
+    except UnknownShape:
+        rewrite = None
+    if rewrite is None:
+        _take_back(build)
+        return None
+    return build, rewrite
+
+
+def _take_back(build: Builder) -> None:
+    """The nodes made read nothing any more: other rewrites look at who reads a tensor."""
+    for node in build.nodes:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def _copy_of(model: ir.Model) -> ir.Model:
+    """A copy in an operator set that has what the rewrites use."""
+    copy = from_proto(to_proto(model))
+    copy.opset_imports[""] = max(NORM_OPSET, copy.opset_imports.get("", NORM_OPSET))
+    return copy
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    return {node.name or "" for node in graph} | {value.name or "" for value in all_values(graph)}
 
 
 def _batch_of(value: ir.Value) -> int | None:

@@ -14,14 +14,18 @@ from passes.imx500.geometry import Window, constant, input_at, ints_attribute, t
 from passes.imx500.limits import MAX_GROUPED_KERNEL
 
 
-def _parameters(node: ir.Node) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Constant weight and bias; None where one is computed or the padding is not given as numbers."""
+def _operands(node: ir.Node) -> tuple[ir.Value, Window, np.ndarray, np.ndarray | None] | None:
+    """What is read, the window, and constant weight and bias.
+
+    None where a weight or bias is computed, or the padding is not given as numbers.
+    """
+    x, found = node.inputs[0], window(node)
     weight, bias = constant(input_at(node, 1)), constant(input_at(node, 2))
-    if weight is None or (bias is None and input_at(node, 2) is not None):
+    if x is None or found is None or weight is None or (bias is None and input_at(node, 2) is not None):
         return None
     if text_attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    return weight, bias
+    return x, found, weight, bias
 
 
 def _convolve(
@@ -50,10 +54,10 @@ def _convolve(
 @fix("conv-rank", "Conv", "ConvTranspose")
 def flat_convolution(node: ir.Node, build: Builder) -> Rewrite | None:
     """One dimension: two, with height 1. Three dimensions: the depth goes into the channels."""
-    x, found, parameters = node.inputs[0], window(node), _parameters(node)
-    if x is None or found is None or parameters is None:
+    operands = _operands(node)
+    if operands is None:
         return None
-    weight, bias = parameters
+    x, found, weight, bias = operands
     if weight.ndim == 3:
         return _one_dimensional(node, build, x, weight, bias, found)
     if weight.ndim == 5 and node.op_type == "Conv":
@@ -128,11 +132,12 @@ def _three_dimensional(
 @fix("conv-padding", "Conv")
 def wide_padding(node: ir.Node, build: Builder) -> Rewrite | None:
     """Padding as large as the kernel by a Pad node."""
-    x, found, parameters = node.inputs[0], window(node), _parameters(node)
-    if x is None or found is None or parameters is None:
+    operands = _operands(node)
+    if operands is None:
         return None
+    x, found, weight, bias = operands
     padded = build.pad(x, (0, 0, *found.before), (0, 0, *found.after))
-    y = _convolve(build, padded, *parameters, found.strides, found.dilations, group=found.group)
+    y = _convolve(build, padded, weight, bias, found.strides, found.dilations, group=found.group)
     done = f"the padding {[*found.before, *found.after]} became a layer of its own"
     return Rewrite((y,), done, Exactness.EXACT)
 
@@ -140,10 +145,10 @@ def wide_padding(node: ir.Node, build: Builder) -> Rewrite | None:
 @fix("conv-grouped-kernel", "Conv")
 def large_grouped(node: ir.Node, build: Builder) -> Rewrite | None:
     """The kernel in pieces that are small enough, each on the part of the input it reads; their sum."""
-    x, found, parameters = node.inputs[0], window(node), _parameters(node)
-    if x is None or found is None or parameters is None:
+    operands = _operands(node)
+    if operands is None:
         return None
-    weight, bias = parameters
+    x, found, weight, bias = operands
     total, count = None, 0
     for rows in _pieces(found.kernel[0]):
         for columns in _pieces(found.kernel[1]):
@@ -190,10 +195,10 @@ def _pieces(kernel: int) -> list[range]:
 def stride_with_dilation(node: ir.Node, build: Builder) -> Rewrite | None:
     """Where the stride divides the dilation, the convolution reads every stride-th pixel only: slice first,
     then convolve with stride 1 and dilation/stride. Elsewhere convolve with stride 1 and slice the result."""
-    x, found, parameters = node.inputs[0], window(node), _parameters(node)
-    if x is None or found is None or parameters is None:
+    operands = _operands(node)
+    if operands is None:
         return None
-    weight, bias = parameters
+    x, found, weight, bias = operands
     before, after, dilations, behind = [], [], [], []
     sizes, wanted = shape_of(x)[2:], shape_of(node.outputs[0])[2:]
     for axis in range(2):

@@ -36,9 +36,7 @@ def weight_quantizer(node: ir.Node) -> Found | None:
 
     Fix: quantize the float model with `picosam2 compile`, which uses MCT's imx500 capabilities.
     """
-    if not _on_weights(node) or node.op_type in WEIGHT_QUANTIZERS:
-        return None
-    return Found(f"quantizer {node.op_type}")
+    return _unlisted(node, WEIGHT_QUANTIZERS) if _on_weights(node) else None
 
 
 @quantized_rule("quantizer-activations")
@@ -47,9 +45,12 @@ def activation_quantizer(node: ir.Node) -> Found | None:
 
     Fix: quantize the float model with `picosam2 compile`, which uses MCT's imx500 capabilities.
     """
-    if not _on_activations(node) or node.op_type in ACTIVATION_QUANTIZERS:
-        return None
-    return Found(f"quantizer {node.op_type}")
+    return _unlisted(node, ACTIVATION_QUANTIZERS) if _on_activations(node) else None
+
+
+def _unlisted(quantizer: ir.Node, taken: tuple[str, ...]) -> Found | None:
+    """The quantizer is of none of the kinds that are taken."""
+    return None if quantizer.op_type in taken else Found(f"quantizer {quantizer.op_type}")
 
 
 @quantized_rule("bits-weights")
@@ -58,10 +59,8 @@ def weight_bits(node: ir.Node) -> Found | None:
 
     Fix: quantize the weights to 8 bits.
     """
-    bits = node.attributes.get_int("num_bits")
-    if not _on_weights(node) or bits is None or bits in WEIGHT_BITS:
-        return None
-    return Found(f"num_bits = {bits}", f"quantize the weights to {max(WEIGHT_BITS)} bits")
+    fix = f"quantize the weights to {max(WEIGHT_BITS)} bits"
+    return _other_width(node, WEIGHT_BITS, fix) if _on_weights(node) else None
 
 
 @quantized_rule("bits-activations")
@@ -70,10 +69,14 @@ def activation_bits(node: ir.Node) -> Found | None:
 
     Fix: quantize the activations to 8 bits.
     """
-    bits = node.attributes.get_int("num_bits")
-    if not _on_activations(node) or bits is None or bits in ACTIVATION_BITS:
-        return None
-    return Found(f"num_bits = {bits}", f"quantize the activations to {min(ACTIVATION_BITS)} bits")
+    fix = f"quantize the activations to {min(ACTIVATION_BITS)} bits"
+    return _other_width(node, ACTIVATION_BITS, fix) if _on_activations(node) else None
+
+
+def _other_width(quantizer: ir.Node, taken: tuple[int, ...], fix: str) -> Found | None:
+    """The quantizer says a number of bits, and it is none of those that are taken."""
+    bits = quantizer.attributes.get_int("num_bits")
+    return None if bits is None or bits in taken else Found(f"num_bits = {bits}", fix)
 
 
 def _threshold(node: ir.Node) -> float | None:

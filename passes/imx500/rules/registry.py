@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 import onnx_ir as ir
@@ -130,9 +131,13 @@ def _register(
 
 def rule_texts(check: Callable[..., object]) -> tuple[str, str]:
     """Limit and fix from the docstring, one line each, limits filled in."""
-    values = {name: _words(value) for name, value in vars(limits).items() if name.isupper()}
-    text, _, fix = " ".join((check.__doc__ or "").split()).format_map(values).partition(" Fix: ")
+    text, _, fix = " ".join((check.__doc__ or "").split()).format_map(_limits()).partition(" Fix: ")
     return text.removesuffix("."), fix.removesuffix(".")
+
+
+@cache
+def _limits() -> Mapping[str, str]:
+    return {name: _words(value) for name, value in vars(limits).items() if name.isupper()}
 
 
 def _words(value: object) -> str:

@@ -59,9 +59,15 @@ def batchnorm_inference(node: ir.Node) -> Found | None:
 
     Fix: call model.eval() before exporting.
     """
-    if int_attribute(node, "training_mode", 0) == 0 and all(map(is_constant, node.inputs[1:])):
-        return None
-    return Found("training_mode = 1")
+    roles = zip(("scale", "bias", "mean", "variance"), node.inputs[1:], strict=False)
+    computed = [role for role, value in roles if not is_constant(value)]
+    training = "training_mode = 1" if int_attribute(node, "training_mode", 0) else ""
+    if not computed:
+        return Found(training) if training else None
+    found = f"{' and '.join(computed)} computed by the network"
+    return Found(
+        ", ".join(filter(None, (training, found))), "write it with * and +, which take computed numbers"
+    )
 
 
 @rule("batchnorm-rank", "BatchNormalization")

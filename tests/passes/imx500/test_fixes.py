@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from passes import graph as graphs
 from passes.diagnostics import Severity
-from passes.graph import MODULE_KEY
+from passes.graph import MODULE_KEY, all_values
 from passes.imx500.check import check_operators
-from passes.imx500.fixes import FIXES, Exactness, FixResult, fix_graph
+from passes.imx500.fixes import FIXES, Exactness, FixResult, fix_graph, fixable
 from passes.imx500.fixes.activations import LOG1P, LOG1P_ERROR
 from passes.imx500.rules import RULES
 from tests.calib.graphs import model_of
@@ -802,3 +802,30 @@ def test_a_resize_that_keeps_the_aspect_ratio_stays() -> None:
         axes=[2, 3],
     )
     assert fix_graph(one(kind, [1, 3, 16, 21], {"sizes": np.array([29, 30])}, opset=18)).applied == ()
+
+
+def given_up() -> ir.Model:
+    """A convolution whose rewrite is given up half-way (its second axis reads padding alone), and an Elu."""
+    return model(
+        [
+            node("Conv", ["x", "w"], ["a"], name="conv", strides=[2, 2], dilations=[2, 2], pads=[2, 1, 2, 1]),
+            node("Elu", ["x"], ["b"], name="elu"),
+        ],
+        {"x": [1, 2, 8, 1]},
+        ["a", "b"],
+        {"w": normal(0, 4, 2, 3, 2)},
+    )
+
+
+def test_an_attempt_leaves_no_reader_behind() -> None:
+    result = fix_graph(given_up())
+    assert [applied.node for applied in result.applied] == ["elu"]
+    graph = result.model.graph
+    assert {use.node.graph for value in all_values(graph) for use in value.uses()} == {graph}
+
+
+def test_what_is_called_fixable_is_what_is_fixed() -> None:
+    conv, elu = ("imx500/conv-stride-dilation", "conv"), ("imx500/operator", "elu")
+    assert fixable(given_up(), [conv, elu, ("imx500/operator", "nobody")]) == {elu}
+    batch = one(node("DepthToSpace", ["x"], ["y"], name="it", blocksize=2), [2, 8, 3, 3])
+    assert fixable(batch, [("imx500/operator", "it")]) == frozenset()

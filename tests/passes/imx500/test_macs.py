@@ -70,3 +70,27 @@ def test_the_student():
     costs = count_macs(apply_all(graphs.from_proto(proto), unfolded))
     assert sum(cost.macs for cost in costs) == 323_053_056
     assert sum(cost.parameters for cost in costs) == 1_262_818
+
+
+def test_what_cannot_be_counted_is_marked():
+    nodes = [
+        node("Conv", ["x", "k"], ["a"], name="conv"),
+        node("Einsum", ["a"], ["b"], name="einsum", equation="abcd->abcd"),
+        node("Elu", ["b"], ["c"], name="elu"),
+        node("Relu", ["c"], ["y"], name="strange"),
+    ]
+    built = model(nodes, {"x": ["n", 4, 8, 8]}, ["y"], {"k": w(4, 4, 1, 1)})
+    next(n for n in built.graph if n.name == "strange").domain = "my.domain"
+    assert {cost.node: cost.counted for cost in count_macs(built)} == {
+        "conv": True,
+        "einsum": False,
+        "elu": True,
+        "strange": False,
+    }
+
+
+@pytest.mark.parametrize(("height", "counted"), [(8, True), ("h", False)])
+def test_a_product_of_unknown_shape_is_no_exact_count(height, counted):
+    nodes = [node("Conv", ["x", "k"], ["y"], name="it")]
+    (cost,) = count_macs(model(nodes, {"x": ["n", 4, height, 8]}, ["y"], {"k": w(4, 4, 1, 1)}))
+    assert cost.counted is counted

@@ -395,3 +395,25 @@ def test_there_is_a_violation_for_each_that_was_planted(names: list[str]):
     planted = [f"n{index}" for index, name in enumerate(names) if name in ILLEGAL]
     assert [d.node for d in check_operators(network)] == planted
     assert forecast_memory(network).fits
+
+
+@pytest.mark.parametrize(
+    ("mode", "scale", "found", "fix"),
+    [
+        (1, "g", "training_mode = 1", "model.eval()"),
+        (0, "c", "scale computed by the network", "* and +"),
+        (1, "c", "training_mode = 1, scale computed by the network", "* and +"),
+    ],
+)
+def test_a_batch_norm_says_what_it_is(mode: int, scale: str, found: str, fix: str):
+    constants = {name: np.ones(4, np.float32) for name in "gbmv"}
+    outputs = ["y", "mean", "variance"][: 3 if mode else 1]
+    nodes = [
+        node("GlobalAveragePool", ["x"], ["p"]),
+        node("Reshape", ["p", "shape"], ["c"]),
+        node("BatchNormalization", ["x", scale, "b", "m", "v"], outputs, name="it", training_mode=mode),
+    ]
+    told = check_operators(model(nodes, {"x": [1, 4, 8, 8]}, ["y"], {**constants, "shape": ints(4)}))
+    (it,) = [d for d in told if d.rule == "imx500/batchnorm-mode"]
+    assert it.found == found
+    assert fix in it.fix
