@@ -91,7 +91,12 @@ class Cache:
 
 
 def default_folder() -> Path:
-    """`picosam2-compile` in $XDG_CACHE_HOME, else in ~/.cache; in the temporary directory without a home."""
+    """$PICOSAM2_CACHE, else `picosam2-compile` in $XDG_CACHE_HOME or ~/.cache.
+
+    Without a home it is in the temporary directory.
+    """
+    if named := os.environ.get("PICOSAM2_CACHE"):
+        return Path(named)
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification has relative ones ignored
         home = os.path.expanduser("~")

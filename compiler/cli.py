@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from compiler.simulator_cli import diff_command, sensitivity_command, simulate_command
 from compiler.student_cli import evaluate_command, teach_command, train_command
 from passes.diagnostics import Diagnostic
 from passes.errors import (
@@ -181,7 +182,6 @@ def compile_command(
         fix=fix,
         timeout_s=timeout,
         dump_dir=dump_dir,
-        cache_dir=_cache_dir(),
     )
     result = compile_model(options, lambda steps: Progress(steps, quiet=quiet))
     _print_summary(result, options.out)
@@ -266,6 +266,9 @@ def rules_command() -> None:
 app.command("teach")(teach_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("simulate")(simulate_command)
+app.command("diff")(diff_command)
+app.command("sensitivity")(sensitivity_command)
 
 
 def main() -> None:
@@ -375,12 +378,6 @@ def _quiet_environment() -> None:
     if not os.environ.get("PICOSAM2_DEBUG"):
         warnings.simplefilter("ignore")
         logging.getLogger().setLevel(logging.ERROR)
-
-
-def _cache_dir() -> Path | None:
-    """`PICOSAM2_CACHE` overrides the user's cache folder."""
-    path = os.environ.get("PICOSAM2_CACHE")
-    return Path(path) if path else None
 
 
 def _print_diagnostics(diagnostics: tuple[Diagnostic, ...]) -> None:

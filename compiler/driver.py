@@ -61,7 +61,6 @@ class CompileOptions:
     fix: bool = False
     timeout_s: float = 1800.0
     dump_dir: Path | None = None
-    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
     if options.dump_dir is not None:
         _make_dump_dir(options.dump_dir)
     with progress_factory(len(PIPELINE)) as progress:
-        state = State(options, progress, Cache(options.cache_dir))
+        state = State(options, progress, Cache())
         for number, step in enumerate(PIPELINE, start=1):
             state = _run_step(state, step, number)
     return _result(state)

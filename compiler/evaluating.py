@@ -1,9 +1,9 @@
 """`picosam2 evaluate`: any form of a model becomes a predictor, the evaluator scores it.
 
 A model is anything the front end reads (state_dict, torch.export program, float or quantized ONNX), a package
-directory, or a JSON list of stored predictions (`student.evaluate.stored_predictions`). Networks run in
-onnxruntime on the pixels that their input contract makes of the crops; quantized graphs run as standard
-operators (`compiler.dialect`).
+directory, or a JSON list of stored predictions (`student.evaluate.stored_predictions`). Networks see the
+pixels that their input contract makes of the crops: float graphs in onnxruntime, quantized ones in the
+bit-accurate simulator (`compiler.simulator.engine`), so that their score is that of the exact integers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.agreement import session
-from compiler.dialect import to_standard
 from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
+from compiler.inspection.mask_output import is_probability
 from compiler.package import is_package
+from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500, Numerics
 from passes import graph as graphs
 from passes.contract import InputContract
 from passes.diagnostics import Severity
@@ -79,6 +79,29 @@ class ScoredModel:
 
 
 @dataclass(frozen=True)
+class ChipReading:
+    """One reading of the compiled file: what the chip computes if its open questions are answered so.
+
+    Attributes:
+        numerics: the answers (`compiler.simulator.numerics`).
+        reached: overall.
+        difference: of this reading minus the exact meaning of the quantized ONNX, paired by picture.
+    """
+
+    numerics: Imx500
+    reached: Score
+    difference: Score
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rounding": self.numerics.rounding.value,
+            "fused_addition_saturates": self.numerics.saturate,
+            "overall": self.reached.to_json(),
+            "difference_from_dialect": self.difference.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """One evaluation; the tables and the JSON are pure functions of it.
 
@@ -91,6 +114,7 @@ class EvaluationResult:
         against: the second model on the same instances, if there is one.
         difference: model minus `against`, paired by picture.
         baselines: each with what it reaches on the same instances.
+        chip: every reading of the compiled file, where asked for.
         notes: what was assumed, and what was left out.
     """
 
@@ -103,6 +127,7 @@ class EvaluationResult:
     against: ScoredModel | None
     difference: Score | None
     baselines: tuple[tuple[Baseline, Figures], ...]
+    chip: tuple[ChipReading, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +148,7 @@ class EvaluationResult:
                 {"name": baseline.name, "description": baseline.description, **figures.to_json()}
                 for baseline, figures in self.baselines
             ],
+            "chip": [reading.to_json() for reading in self.chip],
             "notes": list(self.notes),
         }
 
@@ -139,6 +165,8 @@ def evaluate_model(
     declared: str | None = None,
     float_graph: bool = False,
     batch: int = 16,
+    chip: bool = False,
+    threads: int | None = None,
     on_progress: OnProgress = lambda done, total, phase: None,
 ) -> EvaluationResult:
     """Scores a model on a data set, beside the trivial baselines and, if given, a second model.
@@ -156,6 +184,9 @@ def evaluate_model(
         declared: the input contract of networks that carry none (`compiler.frontend.load_model`).
         float_graph: of package directories score the float graph, not the int8 one.
         batch: crops a network sees at a time, where its graph leaves the batch open.
+        chip: also score `model` with the numbers of the compiled file, under every answer to what that file
+            leaves open.
+        threads: of the simulator; None for all cores.
 
     Raises:
         InputError: whatever of these cannot be read or does not fit together.
@@ -168,6 +199,15 @@ def evaluate_model(
     if protocol not in PROTOCOLS:
         raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
     contestants = [_open(path, declared, float_graph) for path in (model, against) if path is not None]
+    if chip and contestants[0].kind != ModelKind.QUANTIZED_ONNX.value:
+        raise InputError(
+            "--chip",
+            f"{contestants[0].file} is no quantized graph ({contestants[0].kind})",
+            "a package directory, or the quantized ONNX in it",
+            "compile the model first",
+        )
+    if chip and contestants[0].loaded is not None:
+        predictor(contestants[0].loaded, threads, UNKNOWNS[0])  # refuse undecoded layers before any picture
     rule = _sized(PROTOCOLS[protocol], contestants)
     stored = [_stored(one, rule.size) if one.loaded is None else None for one in contestants]
     lists = [(only.name, _listed(only))] if only is not None else []
@@ -196,10 +236,11 @@ def evaluate_model(
 
     ious, scored = [], []
     for one, said in zip(contestants, stored, strict=True):
-        answers = _run(one, crops, batch, on_progress) if said is None else said.of(crops)
+        answers = _run(one, crops, batch, threads, on_progress) if said is None else said.of(crops)
         values, found = reached(answers, one.file)
         ious.append(values)
         scored.append(ScoredModel(one.file, one.kind, one.sha256, one.contract, found))
+    readings = _readings(contestants[0], crops, batch, threads, ious[0], on_progress) if chip else ()
     trivial = [(one, reached(one.on(crops), one.name)[1]) for one in baselines(crops, known, of)]
     return EvaluationResult(
         instances.name,
@@ -211,6 +252,7 @@ def evaluate_model(
         scored[1] if len(scored) == 2 else None,
         difference(ious[0], ious[1], crops.picture_ids) if len(scored) == 2 else None,
         tuple(trivial),
+        readings,
         tuple(notes),
     )
 
@@ -334,32 +376,61 @@ def _training_masks(source: str, rule: Protocol, on_progress: OnProgress) -> tup
 # Running networks
 
 
-def _run(one: _Contestant, crops: CropSet, batch: int, on_progress: OnProgress) -> Predictions:
+def _run(
+    one: _Contestant,
+    crops: CropSet,
+    batch: int,
+    threads: int | None,
+    on_progress: OnProgress,
+    numerics: Numerics = DIALECT,
+) -> Predictions:
     from student.evaluate import predict_crops
 
     assert one.loaded is not None
-    predict, limit = onnx_predictor(one.loaded)
-    phase = f"running {one.file}"
+    predict, limit = predictor(one.loaded, threads, numerics)
+    phase = f"running {one.file}{'' if numerics is DIALECT else f' (imx500, {numerics.describe()})'}"
     return predict_crops(
         predict, crops, min(batch, limit or batch), lambda done, total: on_progress(done, total, phase)
     )
 
 
-def onnx_predictor(loaded: Loaded) -> tuple[Predict, int | None]:
-    """A graph with one picture as input and one map of logits as output, in onnxruntime on the CPU.
+def _readings(
+    one: _Contestant,
+    crops: CropSet,
+    batch: int,
+    threads: int | None,
+    exact: Floats,
+    on_progress: OnProgress,
+) -> tuple[ChipReading, ...]:
+    from student.evaluate import difference, figures, iou
 
-    A map that comes from a Sigmoid holds probabilities: their logits are given.
+    readings = []
+    for numerics in UNKNOWNS:
+        answers = _run(one, crops, batch, threads, on_progress, numerics)
+        ious = iou(answers.masks, crops.masks)
+        change = difference(ious, exact, crops.picture_ids)
+        readings.append(ChipReading(numerics, figures(ious, crops, None).overall, change))
+    return tuple(readings)
+
+
+def predictor(
+    loaded: Loaded, threads: int | None = None, numerics: Numerics = DIALECT
+) -> tuple[Predict, int | None]:
+    """A graph with one picture as input and one map of logits as output: simulated, or in onnxruntime.
+
+    A map that comes from a Sigmoid holds probabilities: their logits are given. `threads` and `numerics` are
+    the simulator's (`compile_program`).
 
     Returns:
         The predictor, and the batch its graph is fixed at (None: any).
 
     Raises:
-        InputError: other inputs or outputs, or a graph that onnxruntime refuses.
+        InputError: other inputs or outputs, or a graph that is not simulated, or that onnxruntime refuses.
+        EnvironmentFault: the simulator's kernels cannot be built.
     """
     from student.evaluate import network_input
 
-    model = to_standard(loaded.model) if loaded.kind is ModelKind.QUANTIZED_ONNX else loaded.model
-    inputs = graphs.real_inputs(model.graph)
+    inputs = graphs.real_inputs(loaded.model.graph)
     shape = graphs.static_shape(inputs[0]) if len(inputs) == 1 else None
     if shape is None or len(shape) != 4:
         raise InputError(
@@ -368,28 +439,48 @@ def onnx_predictor(loaded: Loaded) -> tuple[Predict, int | None]:
             "one input N,C,H,W that takes the picture",
             "evaluate a network whose only input is the picture",
         )
-    output = _map_output(loaded)
-    probabilities = _is_sigmoid(loaded.model.graph.outputs[output])
-    try:
-        running = session(model)
-    except Exception as error:  # onnxruntime raises its own kinds
-        raise _refused(loaded, error) from error
+    output = loaded.model.graph.outputs[_map_output(loaded)]
+    probabilities = is_probability(output)
+    simulated = loaded.kind is ModelKind.QUANTIZED_ONNX
+    given, wanted = inputs[0].name or "", output.name or ""
+    if simulated:
+        run = _simulated(loaded, given, wanted, threads, numerics)
+    else:
+        run = _onnxruntime(loaded, given, wanted)
 
     def predict(pixels: Pixels) -> np.ndarray:
-        try:
-            answer = running.run(None, {inputs[0].name: network_input(pixels, loaded.contract)})[output]
-        except Exception as error:
-            if isinstance(error, InputError):
-                raise
-            raise _refused(loaded, error) from error
-        values = np.asarray(answer, np.float32)
+        values = run(network_input(pixels, loaded.contract))
         if not probabilities:
             return values
         inside = np.clip(values, PROBABILITY_EDGE, 1 - PROBABILITY_EDGE)
         logits: np.ndarray = np.log(inside / (1 - inside))
         return logits
 
-    return predict, shape[0]
+    return predict, None if simulated else shape[0]
+
+
+def _simulated(
+    loaded: Loaded, given: str, wanted: str, threads: int | None, numerics: Numerics
+) -> Callable[[np.ndarray], np.ndarray]:
+    from compiler.simulator.engine import compile_program
+
+    program = compile_program(loaded.model, threads=threads, numerics=numerics)
+    return lambda pictures: program.run({given: pictures})[wanted].real().astype(np.float32)
+
+
+def _onnxruntime(loaded: Loaded, given: str, wanted: str) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        running = session(loaded.model)
+    except Exception as error:  # onnxruntime raises its own kinds
+        raise _refused(loaded, error) from error
+
+    def run(pictures: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(running.run([wanted], {given: pictures})[0], np.float32)
+        except Exception as error:
+            raise _refused(loaded, error) from error
+
+    return run
 
 
 def _refused(loaded: Loaded, error: Exception) -> InputError:
@@ -418,13 +509,6 @@ def _map_output(loaded: Loaded) -> int:
             "export the network with the mask's logits as its output",
         )
     return maps[0]
-
-
-def _is_sigmoid(value: ir.Value) -> bool:
-    node = value.producer()
-    while node is not None and graphs.is_quantizer(node) and node.inputs and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node is not None and node.op_type == "Sigmoid"
 
 
 # Tables
@@ -460,9 +544,26 @@ def tables(result: EvaluationResult) -> list[Table]:
             overall.add_section()
     return [
         overall,
+        *([_chip_table(result)] if result.chip else []),
         _by_class("mIoU by size of object", rows, lambda found: found.by_size),
         _by_class("mIoU by number of competing objects in the crop", rows, lambda found: found.by_competing),
     ]
+
+
+def _chip_table(result: EvaluationResult) -> Table:
+    table = _table(
+        "with the numbers of the compiled file (imx500)",
+        ("mIoU", "difference from the\nquantized ONNX, paired"),
+    )
+    table.caption = (
+        "estimated: how the chip rounds, and whether a convolution fused with an addition saturates first, "
+        "cannot be read in the file"
+    )
+    for one in result.chip:
+        _add(
+            table, one.numerics.describe(), [_interval(one.reached.miou), _interval(one.difference.miou, "+")]
+        )
+    return table
 
 
 def _by_class(

@@ -293,6 +293,14 @@ def evaluate_command(
     float_graph: Annotated[
         bool, typer.Option("--float", help="Of a package directory: the float graph, not the int8 one.")
     ] = False,
+    chip: Annotated[
+        bool,
+        typer.Option(
+            "--chip",
+            help="Of a package: also score the numbers of the compiled file, under every rounding it "
+            "leaves open.",
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Crops at a time.")] = 16,
     threads: ThreadsOption = None,
     output_format: Annotated[
@@ -325,6 +333,8 @@ def evaluate_command(
             declared=declared,
             float_graph=float_graph,
             batch=batch,
+            chip=chip,
+            threads=threads,
             on_progress=count,
         )
     if output_format is EvaluationFormat.JSON:

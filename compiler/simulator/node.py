@@ -213,6 +213,29 @@ def _register(op_type: str, attributes: Collection[str], domain: str, run: Opera
     return run
 
 
+def known(node: ir.Node) -> Entry:
+    """How the node is executed. Raises InputError, naming it, for what the simulator does not execute."""
+    domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    entry = OPERATORS.get((domain, node.op_type))
+    if entry is None:
+        kind = "quantizer" if domain == QUANTIZER_DOMAIN else "operator"
+        raise refusal(
+            node,
+            f"{kind} {domain + '::' if domain else ''}{node.op_type}",
+            "the simulator executes exactly the operators listed in docs/numerics.md",
+            "replace the operator",
+        )
+    unknown = sorted(set(node.attributes) - entry.attributes)
+    if unknown:
+        raise refusal(
+            node,
+            f"attribute {unknown[0]}",
+            f"the simulator knows {', '.join(sorted(entry.attributes)) or 'no attribute'} here",
+            "remove the attribute",
+        )
+    return entry
+
+
 def execute(call: Call) -> Sequence[AnyValue]:
     """Run one node.
 
@@ -220,22 +243,7 @@ def execute(call: Call) -> Sequence[AnyValue]:
     that do not fit together; UnsettledError where the working precision does not suffice.
     """
     node = call.node
-    domain = "" if node.domain in STANDARD_DOMAINS else node.domain
-    entry = OPERATORS.get((domain, node.op_type))
-    if entry is None:
-        kind = "quantizer" if domain == QUANTIZER_DOMAIN else "operator"
-        raise call.refuse(
-            f"{kind} {domain + '::' if domain else ''}{node.op_type}",
-            "the simulator executes exactly the operators listed in docs/numerics.md",
-            "replace the operator",
-        )
-    unknown = sorted(set(node.attributes) - entry.attributes)
-    if unknown:
-        raise call.refuse(
-            f"attribute {unknown[0]}",
-            f"the simulator knows {', '.join(sorted(entry.attributes)) or 'no attribute'} here",
-            "remove the attribute",
-        )
+    entry = known(node)
     try:
         outputs = entry.run(call)
     except (ValueError, IndexError) as error:  # NumPy's complaints about shapes and indices

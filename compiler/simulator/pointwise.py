@@ -163,9 +163,13 @@ def gelu(call: Call) -> Value:
     return enclosures.apply(_GELUS[approximate], call.exact(0), call.precision)
 
 
+class NegativeRootError(ValueError):
+    """The square root of a negative number: whether it is met depends on the picture."""
+
+
 def _square_root(x: Value, precision: int) -> Value:
     if (enclosures.upper(x).mantissa < 0).any():
-        raise ValueError("square root of a negative number")
+        raise NegativeRootError("square root of a negative number")
     if (enclosures.lower(x).mantissa < 0).any():
         raise enclosures.UnsettledError
     return enclosures.apply_increasing(functions.square_root, x, precision)

@@ -116,7 +116,7 @@ def _run(
     """One pass over the graph at one working precision; values are dropped after their last use."""
     values: dict[ir.Value, AnyValue] = {value: given[value.name or ""] for value in real_inputs(model.graph)}
     for initializer in model.graph.initializers.values():
-        values[initializer] = _initializer(initializer)
+        values[initializer] = initializer_value(initializer)
     uses = {value: len(value.uses()) for value in values}
     results: dict[str, IntegerTensor] = {}
     for value in list(values):
@@ -141,7 +141,8 @@ def _run(
     return {name: results[name] for name in wanted}
 
 
-def _initializer(value: ir.Value) -> AnyValue:
+def initializer_value(value: ir.Value) -> AnyValue:
+    """An initializer as the exact constant it is. Raises InputError where it has no finite data."""
     tensor = value.const_value
     if tensor is None:
         raise InputError(

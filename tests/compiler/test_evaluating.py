@@ -152,6 +152,42 @@ def test_a_quantized_graph_and_a_package(tmp_path: Path, coco: Path, red: np.nda
     assert inverted.model.file == "package/model.onnx"
 
 
+def test_the_numbers_of_the_compiled_file(tmp_path: Path, coco: Path, red: np.ndarray) -> None:
+    """This network rounds nothing, so every reading of its compiled file is the file's exact meaning."""
+    int8 = tmp_path / "int8.onnx"
+    int8.write_bytes(quantized_red().SerializeToString())
+    result = scored(int8, coco, chip=True)
+    assert [(one.numerics.rounding.value, one.numerics.saturate) for one in result.chip] == [
+        (rounding, saturate)
+        for rounding in ("nearest_even", "half_up", "floor")
+        for saturate in (True, False)
+    ]
+    for one in result.chip:
+        assert one.reached.miou.mean == pytest.approx(red.mean())
+        assert one.difference.miou.mean == 0
+    assert len(result.to_json()["chip"]) == 6
+    titles = [str(table.title) for table in tables(result)]
+    assert sum("compiled file" in title for title in titles) == 1
+    assert scored(int8, coco).chip == ()
+
+
+def test_a_float_graph_has_no_compiled_file(tmp_path: Path, coco: Path) -> None:
+    path = saved(red_graph(SIGNED), tmp_path / "red.onnx")
+    with pytest.raises(InputError, match=r"--chip: red\.onnx is no quantized graph"):
+        scored(path, coco, chip=True)
+
+
+def test_layers_whose_numbers_are_not_known_are_named_before_any_picture(tmp_path: Path) -> None:
+    builder = Dialect()
+    pixels = builder.quantize(builder.input([1, 3, 96, 96]), 128.0)
+    weights = builder.quantized_weights(np.ones((3, 1, 1, 1), np.float32), [1.0], axis=1)
+    found = builder.node("ConvTranspose", pixels, weights)
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(builder.proto(builder.quantize(found, 64.0)).SerializeToString())
+    with pytest.raises(InputError, match=r"ConvTranspose.*numerics imx500"):
+        evaluate_model(path, source=f"coco:{tmp_path / 'absent'}", chip=True)
+
+
 def test_a_checkpoint_is_scored_as_torch_does(tmp_path: Path, coco: Path, crops: CropSet) -> None:
     torch.manual_seed(1)
     network = PicoSAM2().eval()
@@ -216,6 +252,7 @@ def test_the_record_and_the_tables(tmp_path: Path, coco: Path) -> None:
         "against",
         "difference",
         "baselines",
+        "chip",
         "notes",
     ]
     assert record["data"] == {

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compiler import cli
+from compiler.simulator.engine import compile_program
+from passes import graph as graphs
+from tests.compiler.simulator.engines_agree import mismatches
 from tests.networks import FOREIGN, export, foreign
 
 pytestmark = pytest.mark.slow
@@ -28,6 +32,11 @@ def test_compiles(name, tmp_path, capsys, monkeypatch):
     assert report["converter"]["fits"]
     with zipfile.ZipFile(out / "packerOut.zip") as archive:
         assert archive.testzip() is None
+    quantized = graphs.load(out / "model_quant.onnx")
+    size = graphs.static_shape(graphs.real_inputs(quantized.graph)[0])
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *size[1:]))
+    program = compile_program(quantized)
+    assert mismatches(quantized, {program.inputs[0]: pictures}, program, one_by_one=True) == {}
 
 
 class ConvNextBlock(nn.Module):

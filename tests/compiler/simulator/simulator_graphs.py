@@ -24,7 +24,7 @@ class Dialect:
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
 
-    def input(self, shape: Sequence[int], name: str = "input") -> str:
+    def input(self, shape: Sequence[int | str], name: str = "input") -> str:
         self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
         return name
 

@@ -1,0 +1,1 @@
+"""A package looked into without a device: simulate, diff, sensitivity."""
