@@ -25,6 +25,7 @@ from compiler.converter.install import (
     require_safe_path,
     require_temp_dir,
 )
+from compiler.simulator.native.build import c_compiler
 from passes.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ class Finding:
 
 
 def diagnose() -> tuple[Finding, ...]:
-    """Every finding, good ones too: Python, each pinned package, converter, Java, disk, memory. Never raises
-    for what it finds."""
+    """Every finding, good ones too: Python, each pinned package, converter, Java, C compiler, disk, memory.
+
+    Never raises for what it finds."""
     try:
         metadata = importlib.metadata.metadata(OURS)
         texts = importlib.metadata.requires(OURS) or []
@@ -78,7 +80,7 @@ def diagnose() -> tuple[Finding, ...]:
             requirement.marker.evaluate({"extra": extra}) for extra in ("", EXTRA)
         ):
             findings.append(_package(requirement))
-    return (*findings, _converter(), _java(), _temp_dir(), _memory())
+    return (*findings, _converter(), _java(), _c_compiler(), _temp_dir(), _memory())
 
 
 def render(findings: tuple[Finding, ...], console: Console | None = None) -> None:
@@ -147,6 +149,15 @@ def _java() -> Finding:
         return Finding(name, require_java(home), expected, True, "")
     except EnvironmentFault as fault:
         return Finding(name, fault.found, expected, False, fault.fix)
+
+
+def _c_compiler() -> Finding:
+    """The fast simulator is compiled on its first use; a compile of a model does without."""
+    name, expected = "C compiler (simulator)", "$CC, cc, gcc, clang or ziglang"
+    try:
+        return Finding(name, " ".join(c_compiler()), expected, True, "")
+    except EnvironmentFault:
+        return Finding(name, "not found", expected, False, "pip install ziglang")
 
 
 def _temp_dir() -> Finding:

@@ -134,6 +134,15 @@ def test_disk_and_memory(tmp_path, monkeypatch):
     assert findings()["memory"].ok  # not Linux: nothing is claimed
 
 
+def test_a_missing_c_compiler_is_named(tmp_path, monkeypatch):
+    assert {one.name: one.ok for one in doctor.diagnose()}["C compiler (simulator)"]
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (found,) = [one for one in doctor.diagnose() if one.name == "C compiler (simulator)"]
+    assert (found.found, found.fix) == ("not found", "pip install ziglang")
+
+
 def test_not_installed_at_all(monkeypatch):
     monkeypatch.setattr(doctor, "OURS", "no-such-distribution")
     (finding,) = diagnose()

@@ -45,7 +45,7 @@ def kernels(variant: Variant = "native") -> ctypes.CDLL:
 
     Raises EnvironmentFault where there is no C compiler or it fails.
     """
-    compiler = _compiler()
+    compiler = c_compiler()
     source = SOURCE.read_bytes()
     defines = _DEFINES[variant]
     options, described = _options(compiler)
@@ -67,8 +67,8 @@ def kernels(variant: Variant = "native") -> ctypes.CDLL:
         ) from error
 
 
-def _compiler() -> list[str]:
-    """$CC, a C compiler on PATH, or the one of the ziglang wheel."""
+def c_compiler() -> list[str]:
+    """The command of $CC, of a C compiler on PATH, or of the ziglang wheel; EnvironmentFault without one."""
     named = os.environ.get("CC", "").split()
     if named and shutil.which(named[0]):
         return named
