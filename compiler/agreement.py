@@ -75,7 +75,7 @@ def measure_agreement(
                 output.append(_finite(name, np.asarray(values)))
         progress((index + 1) / count)
     outputs = tuple(
-        _compare(name, np.concatenate(a), np.concatenate(b))
+        compare_output(name, np.concatenate(a), np.concatenate(b))
         for name, a, b in zip(names, floats, integers, strict=True)
     )
     return Agreement(count, outputs)
@@ -102,7 +102,8 @@ def session(model: ir.Model) -> Any:
     return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
 
 
-def _compare(name: str, real: np.ndarray, quantized: np.ndarray) -> OutputAgreement:
+def compare_output(name: str, real: np.ndarray, quantized: np.ndarray) -> OutputAgreement:
+    """One output of the float and the quantized network on the same pictures, [N, ...] each."""
     noise = float(np.square(quantized.astype(np.float64) - real).sum())
     signal = float(np.square(real.astype(np.float64)).sum())
     snr = float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 import tempfile
 import time
@@ -23,6 +24,9 @@ KEPT_ENTRIES = 32
 
 ABANDONED_S = 3600.0
 """A half-written file this old belongs to a process that was killed."""
+
+ABANDONED_TRAINING_S = 7 * 86400.0
+"""A training's state (compiler.quantizing; 20 MB for the student) that nobody went on with for this long."""
 
 _DIGEST_BYTES = 32
 
@@ -77,15 +81,15 @@ class Cache:
             self._prune()
 
     def _prune(self) -> None:
-        """Delete all but the newest entries, and what killed writers left."""
+        """Delete all but the newest entries, and what killed writers and trainings left."""
         aged = []
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
                 aged.append((path.stat().st_mtime, path))
         entries = sorted((pair for pair in aged if len(pair[1].name) == 64), reverse=True)
-        abandoned = [
-            pair for pair in aged if pair[1].suffix == ".part" and pair[0] < time.time() - ABANDONED_S
-        ]
+        lasts = {".part": ABANDONED_S, ".training": ABANDONED_TRAINING_S}
+        now = time.time()
+        abandoned = [pair for pair in aged if pair[0] < now - lasts.get(pair[1].suffix, math.inf)]
         for _, path in [*entries[KEPT_ENTRIES:], *abandoned]:
             path.unlink(missing_ok=True)
 

@@ -22,6 +22,7 @@ from compiler.cache import Cache
 from compiler.checking import check_graph, fix_model
 from compiler.frontend import Loaded, ModelKind, input_contracts, load_model
 from compiler.progress import Progress
+from compiler.quantizing import BREVITAS_QAT, QUANTIZERS, TRAINING_PICTURES, require_brevitas
 from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
 from passes import graph as graphs
 from passes.errors import InputError, TargetViolation
@@ -31,6 +32,7 @@ from passes.pipeline import FLOAT_TRANSFORMS, QUANTIZED_TRANSFORMS, Transform, a
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from calib.qat.choice import Choice
     from calib.representative import RepresentativeSet
     from compiler.agreement import Agreement
     from compiler.converter import Conversion, ConverterInstall
@@ -77,6 +79,8 @@ class State:
     fixes: tuple[AppliedFix, ...] | None = None
     check: CheckResult | None = None
     representative: tuple[RepresentativeSet, ...] = ()
+    training: tuple[RepresentativeSet, ...] = ()
+    choice: Choice | None = None
     agreement: Agreement | None = None
     conversion: Conversion | None = None
     cached: bool = False
@@ -110,7 +114,7 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
     """
     package.require_writable(options.out, options.model)
     _require_choice("--target", options.target, TARGETS)
-    _require_choice("--quantizer", options.quantizer, ("mct-ptq",))
+    _require_choice("--quantizer", options.quantizer, QUANTIZERS)
     if options.dump_dir is not None:
         _make_dump_dir(options.dump_dir)
     with progress_factory(len(PIPELINE)) as progress:
@@ -139,6 +143,10 @@ def _run_step(state: State, step: Step, number: int) -> State:
 def _preflight(state: State) -> State:
     from compiler.converter import find_converter
 
+    if state.options.quantizer == BREVITAS_QAT:
+        require_brevitas()
+    if not state.options.convert:
+        return state
     return dataclasses.replace(state, install=find_converter())
 
 
@@ -200,32 +208,52 @@ def _calibration(state: State) -> State:
     assert state.loaded is not None
     options = state.options
     assert state.float_model is not None
-    sets = tuple(
-        load_representative(options.calib, contract, options.calib_count or PICTURES, options.seed)
-        for contract in input_contracts(state.float_model, state.loaded.contract)
-    )
-    return dataclasses.replace(state, representative=sets)
+
+    contracts = input_contracts(state.float_model, state.loaded.contract)
+
+    def crops(count: int) -> tuple[RepresentativeSet, ...]:
+        return tuple(load_representative(options.calib, one, count, options.seed) for one in contracts)
+
+    representative = crops(options.calib_count or PICTURES)
+    # The same seed holds out the same pictures, however many are drawn: none of them is trained on.
+    training = crops(TRAINING_PICTURES) if options.quantizer == BREVITAS_QAT else ()
+    return dataclasses.replace(state, representative=representative, training=training)
 
 
 def _quantize(state: State) -> State:
-    from calib.ptq import PTQ_PACKAGES, PTQ_VERSION, mct_ptq
+    from calib.ptq import PTQ_PACKAGES
+    from compiler.quantizing import post_training
 
     assert state.float_model is not None
-    sets, options = state.representative, state.options
-    key = state.cache.key(
-        PTQ_VERSION,
-        graphs.to_bytes(state.float_model),
-        *(one.pictures.tobytes() for one in sets),
-        *(one.contract.dumps().encode() for one in sets),
-        str(options.seed).encode(),
-        *(f"{name}=={version}".encode() for name, version in versions(PTQ_PACKAGES).items()),
+    quantized, cached = post_training(
+        state.float_model,
+        state.representative,
+        state.options.seed,
+        versions(PTQ_PACKAGES),
+        state.cache,
+        state.progress.update,
     )
-    if (entry := state.cache.get(key)) is not None:
-        quantized = graphs.parse(entry[INT8_GRAPH])
-        return dataclasses.replace(state, quantized=quantized, cached=True)
-    quantized = mct_ptq(state.float_model, sets, seed=options.seed, progress=state.progress.update)
-    state.cache.put(key, {INT8_GRAPH: graphs.to_bytes(quantized)})
-    return dataclasses.replace(state, quantized=quantized)
+    return dataclasses.replace(state, quantized=quantized, cached=cached)
+
+
+def _train(state: State) -> State:
+    from compiler.quantizing import TRAINING_PACKAGES, trained
+
+    assert state.float_model is not None
+    assert state.quantized is not None
+    before = state.times[-1]  # of the quantize step
+    quantized, choice = trained(
+        state.float_model,
+        state.quantized,
+        None if before.cached else before.seconds,
+        state.training,
+        state.options.seed,
+        versions(TRAINING_PACKAGES),
+        state.cache,
+        state.progress.update,
+    )
+    cached = choice.tried[-1].seconds is None
+    return dataclasses.replace(state, quantized=quantized, choice=choice, cached=cached)
 
 
 def _agreement(state: State) -> State:
@@ -313,7 +341,7 @@ def _manifest_facts(result: CompileResult) -> Mapping[str, Any]:
         "model": {"kind": result.model_kind, "sha256": result.model_sha256},
         "input_contract": result.contract.to_json(),
         "outputs": [output.to_json() for output in result.outputs],
-        "quantizer": result.quantizer,
+        "quantizer": result.quantizer if result.choice is None else result.choice.kept,
         "seed": result.seed,
         "calibration": None if result.calibration is None else dict(result.calibration),
         "versions": dict(result.versions),
@@ -341,9 +369,9 @@ def _graph_steps() -> tuple[Step, ...]:
 PIPELINE: tuple[Step, ...] = (
     Step(
         "preflight",
-        "is the converter there, with its Java",
+        "is the converter there, with its Java; is Brevitas, where asked for",
         _preflight,
-        lambda state: state.options.convert,
+        lambda state: state.options.convert or state.options.quantizer == BREVITAS_QAT,
     ),
     Step("load", "the model file becomes one ONNX graph with an input contract", _load, graph=True),
     *_graph_steps(),
@@ -357,6 +385,13 @@ PIPELINE: tuple[Step, ...] = (
     Step("check", "operator rules and memory forecast", _check),
     Step("calibration", "representative pictures, some held out", _calibration, _is_float),
     Step("quantize", "int8 post-training quantization (MCT)", _quantize, _is_float, graph=True, vendor=True),
+    Step(
+        "train",
+        "training of the quantized graph; kept where it is at least as good (brevitas-qat)",
+        _train,
+        lambda state: state.options.quantizer == BREVITAS_QAT and _is_float(state),
+        graph=True,
+    ),
     Step("check-quantized", "bit widths, thresholds and memory of the quantized graph", _check),
     Step("agreement", "float against int8 on the held-out pictures", _agreement, _is_float),
     Step(
@@ -386,6 +421,7 @@ def _result(state: State) -> CompileResult:
         contract=state.loaded.contract,
         seed=state.options.seed,
         quantizer=state.options.quantizer if _is_float(state) else None,
+        choice=state.choice,
         calibration=_calibration_facts(state.representative[0]) if state.representative else None,
         check=state.check,
         outputs=_outputs(state.quantized),
@@ -393,7 +429,7 @@ def _result(state: State) -> CompileResult:
         vendor=None if conversion is None else _vendor_figures(state, conversion),
         vendor_diagnostics=() if conversion is None else conversion.diagnostics,
         steps=state.times,
-        versions=versions(PACKAGES),
+        versions=versions(PACKAGES if state.choice is None else (*PACKAGES, "brevitas")),
     )
 
 

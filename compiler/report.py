@@ -18,6 +18,7 @@ from passes.imx500.latency import PUBLISHED, LatencyEstimate, estimate_latency
 from passes.imx500.limits import MEMORY_BUDGET
 
 if TYPE_CHECKING:
+    from calib.qat.choice import Choice
     from compiler.agreement import Agreement, OutputAgreement
     from passes.imx500.fixes import AppliedFix
 
@@ -46,6 +47,7 @@ def to_json(result: CompileResult, created: str) -> str:
         "input_contract": result.contract.to_json(),
         "seed": result.seed,
         "quantizer": result.quantizer,
+        "quantization": None if result.choice is None else asdict(result.choice) | {"kind": "measured"},
         "calibration": None if result.calibration is None else dict(result.calibration),
         "check": result.check.to_json(),
         "memory_tensors": []
@@ -135,6 +137,8 @@ def summary_rows(result: CompileResult) -> list[tuple[str, str]]:
             f"{_mb(vendor.model_bytes)}, runtime {_mb(vendor.runtime_bytes)}{forecast})",
         )
         rows = [measured if name == "Memory" else (name, text) for name, text in rows]
+    if result.choice is not None:
+        rows.append(("Quantizer", _choice_text(result.choice)))
     if result.agreement is not None:
         for output in result.agreement.outputs:
             rows.append(("Float against int8", _agreement_text(output, result.agreement.pictures)))
@@ -354,6 +358,17 @@ def _memory_lines(result: CompileResult) -> list[str]:
 def _cost_lines(check: CheckResult) -> list[str]:
     costliest = cost_lines(check)
     return ["## Costliest modules", "", "```", *costliest, "```", ""] if costliest else []
+
+
+def _choice_text(choice: Choice) -> str:
+    tried = ", ".join(
+        f"{one.quantizer} {one.agreement:.4f} ({'cached' if one.seconds is None else f'{one.seconds:.0f} s'})"
+        for one in choice.tried
+    )
+    return (
+        f"{choice.kept} kept; agreement with the float network by the exact simulator on {choice.pictures} "
+        f"pictures not trained on: {tried} (measured)"
+    )
 
 
 def _agreement_lines(result: CompileResult) -> list[str]:

@@ -13,6 +13,7 @@ from passes.imx500.macs import LayerCost
 from passes.imx500.memory import MemoryForecast
 
 if TYPE_CHECKING:  # a check needs none of them to run, and does without what they import
+    from calib.qat.choice import Choice
     from compiler.agreement import Agreement
     from compiler.simulator.fixedpoint import Grid
     from passes.imx500.fixes import AppliedFix
@@ -206,6 +207,7 @@ class CompileResult:
     contract: InputContract
     seed: int
     quantizer: str | None
+    choice: Choice | None
     calibration: Mapping[str, Any] | None
     check: CheckResult
     outputs: tuple[Output, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -26,7 +26,14 @@ from calib.importer.patterns import Group, find
 from calib.importer.registry import OPERATORS, Importer, UnknownForm
 from passes.diagnostics import Diagnostic, Severity
 from passes.errors import TargetViolation
-from passes.graph import STANDARD_DOMAINS, const_array, module_of, real_inputs, static_shape
+from passes.graph import (
+    QUANTIZER_DOMAIN,
+    STANDARD_DOMAINS,
+    const_array,
+    module_of,
+    real_inputs,
+    static_shape,
+)
 
 RULE = "import/unknown-operator"
 SOURCE = "the importer's table of operators"
@@ -53,8 +60,10 @@ class Imported:
     batch_free: bool
 
 
-def to_torch(model: ir.Model) -> Imported:
+def to_torch(model: ir.Model, operators: Mapping[str, Importer] = OPERATORS) -> Imported:
     """Import a float graph (constants as initializers, fixed height and width, batch 1 or symbolic).
+
+    `operators` are the importers of the operator types, of the standard domain or the quantizers'.
 
     Raises TargetViolation with one Diagnostic (rule `import/unknown-operator`) per node that is not known.
     """
@@ -66,7 +75,7 @@ def to_torch(model: ir.Model) -> Imported:
     if not problems:
         for node in model.graph:
             if node not in inside and not all(const_array(value) is not None for value in node.outputs):
-                problems += _import(context, node, groups.get(node))
+                problems += _import(context, node, groups.get(node), operators)
     problems += _outputs(context, model.graph) if not problems else []
     if problems:
         where = ", ".join(f"{d.node}: {d.found}" for d in problems[:5])
@@ -133,14 +142,16 @@ def _random_inputs(graph: ir.Graph) -> list[Tensor | None]:
     return examples
 
 
-def _import(context: Context, node: ir.Node, group: Group | None) -> list[Diagnostic]:
+def _import(
+    context: Context, node: ir.Node, group: Group | None, operators: Mapping[str, Importer]
+) -> list[Diagnostic]:
     """Import one node or group; what is not known becomes a diagnostic and its outputs stand-ins."""
     context.enter(node)
     try:
         if group is not None and context.knows(group.input):
             results: Iterable[fx.Node | None] = [group.make(context, context.lookup(group.input))]
         else:
-            made = _importer(node)(context, node)
+            made = _importer(node, operators)(context, node)
             results = [made] if isinstance(made, fx.Node) else made
         for value, result in zip(node.outputs, results, strict=False):
             if result is not None:
@@ -172,13 +183,13 @@ def _unseen(context: Context, value: ir.Value) -> bool:
     return const_array(value) is None and not context.knows(value)
 
 
-def _importer(node: ir.Node) -> Importer:
-    if node.domain not in STANDARD_DOMAINS or node.op_type not in OPERATORS:
+def _importer(node: ir.Node, operators: Mapping[str, Importer]) -> Importer:
+    if node.domain not in (*STANDARD_DOMAINS, QUANTIZER_DOMAIN) or node.op_type not in operators:
         name = f"{node.domain}::{node.op_type}" if node.domain not in STANDARD_DOMAINS else node.op_type
         raise UnknownForm(
-            f"operator {name}", f"one of {', '.join(sorted(OPERATORS))}", "replace it by known operators"
+            f"operator {name}", f"one of {', '.join(sorted(operators))}", "replace it by known operators"
         )
-    return OPERATORS[node.op_type]
+    return operators[node.op_type]
 
 
 def _problem(node: str, module: str, found: str, limit: str, fix: str) -> Diagnostic:

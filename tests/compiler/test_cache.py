@@ -57,8 +57,9 @@ def test_the_entries_used_last_are_kept(tmp_path):
     assert {oldest, keys[-1]} <= kept
 
 
-def test_what_a_killed_writer_left_goes_away(tmp_path):
-    old, young = tmp_path / ".a.part", tmp_path / ".b.part"
+@pytest.mark.parametrize("name", [".{}.part", "{}.training"])
+def test_what_a_killed_writer_left_goes_away(tmp_path, name):
+    old, young = tmp_path / name.format("a"), tmp_path / name.format("b")
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (1e9, 1e9))

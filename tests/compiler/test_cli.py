@@ -96,7 +96,7 @@ def test_the_pipeline_is_printed(capsys):
     assert [line.split()[1] for line in lines] == [
         "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "explicit-pads",
         "floor-pools", "fold-batchnorm", "fold-input", "remove-dead", "fix",
-        "check", "calibration", "quantize", "check-quantized", "agreement", "convert", "package",
+        "check", "calibration", "quantize", "train", "check-quantized", "agreement", "convert", "package",
     ]  # fmt: skip
 
 

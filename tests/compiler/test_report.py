@@ -8,9 +8,11 @@ import json
 import numpy as np
 import pytest
 
+from calib.qat.choice import Choice, Tried
 from compiler import raspberry_pi, report
 from compiler.agreement import Agreement, OutputAgreement
 from compiler.checking import check_graph
+from compiler.driver import _manifest_facts
 from compiler.result import CompileResult, Output, SizeResult, StepTime, VendorFigures
 from compiler.simulator.fixedpoint import Grid
 from passes import contract as contracts
@@ -43,7 +45,8 @@ def result() -> CompileResult:
         network="net",
         contract=contracts.centred(3, 16, 16),
         seed=7,
-        quantizer="mct-ptq",
+        quantizer="brevitas-qat",
+        choice=Choice("mct-ptq", 64, (Tried("mct-ptq", 0.98125, 7.0), Tried("brevitas-qat", 0.97, None))),
         calibration={"how": "by hand", "sources": [{"name": "a.png", "sha256": "01", "held_out": True}]},
         check=check_graph(graph),
         outputs=(Output("y", (1, 8, 16, 16), Grid(-3, 8, True), ("N", "C", "H", "W")),),
@@ -60,6 +63,12 @@ def test_json_holds_the_block_of_check_and_is_strict(result):
     assert document["check"] == json.loads(json.dumps(result.check.to_json()))
     assert document["schema"] == 1
     assert document["seed"] == 7
+    assert document["quantization"] == {
+        "kept": "mct-ptq", "pictures": 64, "kind": "measured", "tried": [
+            {"quantizer": "mct-ptq", "agreement": 0.98125, "seconds": 7.0},
+            {"quantizer": "brevitas-qat", "agreement": 0.97, "seconds": None},
+        ],
+    }  # fmt: skip
     assert document["outputs"][0] == {
         "name": "y", "shape": [1, 8, 16, 16], "dtype": "int8", "step": 0.125, "order": ["N", "C", "H", "W"],
     }  # fmt: skip
@@ -146,3 +155,15 @@ def test_what_is_not_counted_is_said(result):
     size = SizeResult(8, 8, check)
     assert any("at least 0.1 M" in line for line in report.what_if_lines([size]))
     assert size.to_json()["kind"]["macs"] == "at least"
+
+
+def test_the_manifest_names_the_quantizer_that_was_kept(result):
+    assert _manifest_facts(result)["quantizer"] == "mct-ptq"
+    asked = dataclasses.replace(result, choice=None)
+    assert _manifest_facts(asked)["quantizer"] == "brevitas-qat"
+
+
+def test_the_summary_says_which_quantizer_was_kept_and_what_each_reached(result):
+    text = dict(report.summary_rows(result))["Quantizer"]
+    assert text.startswith("mct-ptq kept")
+    assert "mct-ptq 0.9812 (7 s), brevitas-qat 0.9700 (cached)" in text
