@@ -19,11 +19,11 @@ $(STAMP): pyproject.toml
 compile: install
 	$(BIN)/picosam2-compile student/checkpoints/picosam2.pt --target imx500 --out out/picosam2
 
-# The fast tests: about two minutes.
+# The fast tests: about three minutes.
 test: install
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-# The slow ones: the vendor's tools and whole compiles, about 17 minutes.
+# The slow ones: the vendor's tools and whole compiles, about half an hour.
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow --durations=15
 

@@ -75,16 +75,17 @@ def main() -> None:
     share = 100 * (1 - steps[0] / total)
     print(f"onnxruntime end to end, {total:,} outputs: {share:.3f} % differ, by steps:")
     print("  " + ", ".join(f"{n}: {count:,}" for n, count in sorted(steps.items()) if n))
-    compared = explained = unexplained = 0
+    compared = explained = unexplained = largest = 0
     for number in range(arguments.first, min(last, arguments.first + arguments.classified)):
         pixels = _delivered(crops, number, loaded.contract)
         result = compare(graphs.to_proto(model), {given: pixels.astype(np.int64)})
         compared += result.compared
         explained += sum(d.explained for d in result.differences)
         unexplained += sum(not d.explained for d in result.differences)
+        largest = max([largest, *(abs(d.ours - d.theirs) for d in result.differences)])
     print(
         f"segment by segment, {compared:,} integers: {explained} differ and are explained by float32, "
-        f"{unexplained} are not"
+        f"{unexplained} are not; the largest difference is {largest} steps"
     )
 
 

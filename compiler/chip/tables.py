@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.simulator.functions import Bounds, sigmoid, tanh
+from compiler.simulator.reference import PRECISIONS
 
 ENTRIES = 256
 HIGHEST = 2**15 - 1
@@ -22,8 +23,6 @@ HIGHEST = 2**15 - 1
 UNQUANTIZED_INPUT = {"Sigmoid": 8.0, "Tanh": 4.0}
 """Input threshold of the table where no quantizer stands between the convolution and the activation: what the
 converter chose in the one network of each that was tried."""
-
-PRECISIONS = (64, 128, 256, 512, 1024)
 
 
 def hard_swish(x: Fraction, precision: int) -> Bounds:

@@ -7,7 +7,7 @@ it is exact. `Program.in_reference` names the tensors that only the slow referen
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,6 @@ class Program:
             for name, array in self._run(chunk, wanted).items():
                 parts[name].append(array)
         return {name: self._tensor(name, arrays) for name, arrays in parts.items()}
-
-    def stream(
-        self, batches: Iterable[Mapping[str, NDArray[Any]]], keep: Collection[str] = ()
-    ) -> Iterator[dict[str, IntegerTensor]]:
-        """`run` for one batch after the other; only the batch at hand is in memory."""
-        for batch in batches:
-            yield self.run(batch, keep)
 
     def _tensor(self, name: str, arrays: Sequence[NDArray[Any]]) -> IntegerTensor:
         grid = self._grids[name]

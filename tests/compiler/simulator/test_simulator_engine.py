@@ -108,10 +108,10 @@ def test_many_pictures_stream_through_in_constant_memory() -> None:
 
     def peak(batches: int) -> int:
         numbers = np.random.default_rng(0)
-        stream = ({"input": numbers.integers(-128, 128, (CHUNK, 5, 9, 7))} for _ in range(batches))
+        stream = (numbers.integers(-128, 128, (CHUNK, 5, 9, 7)) for _ in range(batches))
         tracemalloc.start()
-        for results in program.stream(stream):
-            assert results[name].values.shape == (CHUNK, 5, 9, 7)
+        for batch in stream:
+            assert program.run({"input": batch})[name].values.shape == (CHUNK, 5, 9, 7)
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return highest
