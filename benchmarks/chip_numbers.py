@@ -3,7 +3,7 @@
     python -m benchmarks.chip_numbers [--only NAME ...] [--record FILE] [--cache DIR]
 
 Prints the Markdown table of docs/numerics.md, "The numbers in the compiled file". Each network is one run of
-the vendor's converter (about 10 s; 60 of them, kept in `--cache`). `--record` writes the networks that the
+the vendor's converter (about 10 s; 77 of them, kept in `--cache`). `--record` writes the networks that the
 fast tests read, each as its ONNX and its l2staticData.bin. Everything is seeded.
 """
 
@@ -46,6 +46,8 @@ RECORDED = (
     "pointwise", "pointwise unsigned", "pointwise relu", "relu6", "depthwise 3x3", "depthwise 3x3 unsigned",
     "depthwise 3x3 stride 2", "depthwise 5x5", "dense 3x3 unsigned", "first 3x3 stride 2", "dense 5x5 few",
     "multiplier ties", "bias ties", "correction order", "addition", "average 3x3", "sigmoid 16",
+    "pointwise, 4 bits", "pointwise, 2 bits", "dense 3x3 unsigned, 4 bits", "dense 3x3 unsigned, 2 bits",
+    "depthwise 3x3, 4 bits", "depthwise 3x3, 2 bits", "depthwise 3x3 stride 2, 4 bits",
 )  # fmt: skip
 """Networks whose files the fast tests read."""
 
@@ -59,15 +61,18 @@ class Net:
         self._constants: list[onnx.TensorProto] = []
         self._input: list[onnx.ValueInfoProto] = []
 
-    def input(self, channels: int, *, signed: bool = True, threshold: float = 128.0) -> str:
-        """An input [1, channels, 8, 8] with its quantizer; its step is the same whether signed or not."""
-        shape = [1, channels, SIDE, SIDE]
+    def input(self, channels: int, *, signed: bool = True, threshold: float = 128.0, side: int = SIDE) -> str:
+        """An input [1, channels, side, side], quantized; its step is the same whether signed or not."""
+        shape = [1, channels, side, side]
         self._input.append(helper.make_tensor_value_info("input", TensorProto.FLOAT, shape))
         return self.quantize("input", threshold if signed else 2 * threshold, signed=signed)
 
     def constant(self, values: Any) -> str:
+        """Integers become int64, other numbers float32."""
         name = f"/constant{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.asarray(values, dtype=np.float32), name))
+        array = np.asarray(values)
+        kind = np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32
+        self._constants.append(numpy_helper.from_array(array.astype(kind), name))
         return name
 
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
@@ -78,14 +83,14 @@ class Net:
         )
         return output
 
-    def quantize(self, value: str, threshold: float, *, signed: bool = True) -> str:
+    def quantize(self, value: str, threshold: float, *, signed: bool = True, bits: int = 8) -> str:
         return self.node(
             "ActivationPOTQuantizer",
             value,
             domain=QUANTIZER_DOMAIN,
             threshold=float(threshold),
             signed=int(signed),
-            num_bits=8,
+            num_bits=bits,
             mctq_version="1.6.0",
         )
 
@@ -99,15 +104,16 @@ class Net:
         stride: int = 1,
         pad: int = 0,
         groups: int = 1,
+        bits: int = 8,
     ) -> str:
         """A convolution with the given integers [Cout, Cin / groups, kh, kw] and one step per channel."""
         floats = weights * steps.reshape(-1, 1, 1, 1)
         quantized = self.node(
             "WeightsSymmetricQuantizer",
             self.constant(floats),
-            self.constant(steps * 128),
+            self.constant(steps * 2 ** (bits - 1)),
             domain=QUANTIZER_DOMAIN,
-            num_bits=8,
+            num_bits=bits,
             per_channel=1,
             channel_axis=0,
             signed=1,
@@ -127,7 +133,8 @@ class Net:
 
     def random_conv(self, value: str, inputs: int, outputs: int, kernel: int = 1, **options: int) -> str:
         groups = options.get("groups", 1)
-        weights = self.numbers.integers(-127, 128, (outputs, inputs // groups, kernel, kernel))
+        highest = 2 ** (options.get("bits", 8) - 1) - 1
+        weights = self.numbers.integers(-highest, highest + 1, (outputs, inputs // groups, kernel, kernel))
         steps = np.exp(self.numbers.uniform(-9, -3, outputs)).astype(np.float32)
         return self.conv(value, weights, steps, self.numbers.normal(size=outputs) * 3, **options)
 
@@ -180,18 +187,20 @@ def layer(
     activation: str = "",
     input_threshold: float = 128.0,
     threshold: float = 16.0,
+    bits: int = 8,
     change: Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]], None] | None = None,
 ) -> bytes:
     """One convolution with random numbers; `change` may edit its integers, steps and biases in place."""
     net = Net()
     groups = inputs if depthwise else 1
-    weights = net.numbers.integers(-127, 128, (outputs, inputs // groups, kernel, kernel))
+    highest = 2 ** (bits - 1) - 1
+    weights = net.numbers.integers(-highest, highest + 1, (outputs, inputs // groups, kernel, kernel))
     steps = np.exp(net.numbers.uniform(-9, -3, outputs)).astype(np.float32)
     bias = net.numbers.normal(size=outputs) * 3
     if change is not None:
         change(weights, steps, bias)
     value = net.input(inputs, signed=signed, threshold=input_threshold)
-    value = net.conv(value, weights, steps, bias, stride=stride, pad=kernel // 2, groups=groups)
+    value = net.conv(value, weights, steps, bias, stride=stride, pad=kernel // 2, groups=groups, bits=bits)
     if activation == "Relu":
         value = net.node("Relu", value)
     elif activation == "Clip":
@@ -386,6 +395,22 @@ NETWORKS: dict[str, Callable[[], bytes]] = {
     "shifts": lambda: layer(8, 32, change=_shifts),
     "extreme shifts": lambda: layer(8, 32, change=_extreme_shifts),
     "large bias": lambda: layer(8, 8, change=_large_bias),
+    "pointwise, 4 bits": lambda: layer(40, 40, bits=4),
+    "pointwise, 2 bits": lambda: layer(40, 40, bits=2),
+    "pointwise few, 4 bits": lambda: layer(8, 8, bits=4),
+    "pointwise stride 2, 4 bits": lambda: layer(40, 40, stride=2, bits=4),
+    "dense 3x3, 4 bits": lambda: layer(40, 40, 3, bits=4),
+    "dense 3x3, 2 bits": lambda: layer(40, 40, 3, bits=2),
+    "dense 3x3 unsigned, 4 bits": lambda: layer(32, 8, 3, signed=False, bits=4),
+    "dense 3x3 unsigned, 2 bits": lambda: layer(32, 8, 3, signed=False, bits=2),
+    "dense 3x3 stride 2 few, 4 bits": lambda: layer(16, 40, 3, stride=2, bits=4),
+    "first 3x3, 4 bits": lambda: layer(3, 40, 3, bits=4),
+    "first 3x3, 2 bits": lambda: layer(3, 40, 3, bits=2),
+    "depthwise 3x3, 4 bits": lambda: layer(16, 16, 3, depthwise=True, bits=4),
+    "depthwise 3x3 unsigned, 4 bits": lambda: layer(40, 40, 3, depthwise=True, signed=False, bits=4),
+    "depthwise 3x3, 2 bits": lambda: layer(40, 40, 3, depthwise=True, bits=2),
+    "depthwise 3x3 stride 2, 4 bits": lambda: layer(16, 16, 3, stride=2, depthwise=True, bits=4),
+    "depthwise 5x5 stride 2, 2 bits": lambda: layer(40, 40, 5, stride=2, depthwise=True, bits=2),
     "addition": lambda: two(_add),
     "addition, first 8": lambda: two(_add, (8.0, 16.0)),
     "addition, second 8": lambda: two(_add, (16.0, 8.0)),

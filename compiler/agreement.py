@@ -2,8 +2,9 @@
 
 Both run in onnxruntime on the same delivered integers: the float graph as folded, the quantized graph as it
 goes to the converter (`compiler.dialect`). For one-channel maps the figure is the mean IoU of the masks
-(logit > 0); for maps of several channels the share of pixels with the same winning channel; for vectors the
-share of pictures with the same winner. Beside each stands the signal-to-noise ratio of the raw values.
+(logit > 0, or probability > 1/2); for maps of several channels the share of pixels with the same winning
+channel; for vectors the share of pictures with the same winner. Beside each stands the signal-to-noise ratio
+of the raw values.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from compiler.dialect import to_standard
+from compiler.inspection.mask_output import mask_outputs
 from passes.errors import InputError
 from passes.graph import to_bytes
 from student.crops import mask_iou
@@ -62,6 +65,7 @@ def measure_agreement(
     """
     reference, tested = session(float_model), session(to_standard(quantized))
     names = [output.name for output in reference.get_outputs()]
+    levels = {mask.name: mask.level for mask in mask_outputs(float_model)}
     floats: list[list[np.ndarray]] = [[] for _ in names]
     integers: list[list[np.ndarray]] = [[] for _ in names]
     count = len(pictures[0])
@@ -75,7 +79,7 @@ def measure_agreement(
                 output.append(_finite(name, np.asarray(values)))
         progress((index + 1) / count)
     outputs = tuple(
-        compare_output(name, np.concatenate(a), np.concatenate(b))
+        compare_output(name, np.concatenate(a), np.concatenate(b), levels.get(name, 0.0))
         for name, a, b in zip(names, floats, integers, strict=True)
     )
     return Agreement(count, outputs)
@@ -102,20 +106,27 @@ def session(model: ir.Model) -> Any:
     return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
 
 
-def compare_output(name: str, real: np.ndarray, quantized: np.ndarray) -> OutputAgreement:
+def compare_output(name: str, real: np.ndarray, quantized: np.ndarray, level: float = 0.0) -> OutputAgreement:
     """One output of the float and the quantized network on the same pictures, [N, ...] each."""
     noise = float(np.square(quantized.astype(np.float64) - real).sum())
     signal = float(np.square(real.astype(np.float64)).sum())
     snr = float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
+    measure, values = agreement_by_picture(real, quantized, level)
+    return OutputAgreement(name, measure, None if values is None else float(values.mean()), snr)
+
+
+def agreement_by_picture(
+    real: np.ndarray, quantized: np.ndarray, level: float = 0.0
+) -> tuple[str, NDArray[np.float64] | None]:
+    """The measure that fits the output, and its value 0..1 for each of N pictures; None for snr-only.
+
+    `level`: a pixel is mask where the value is greater (`MaskOutput.level`).
+    """
     if real.ndim == 4 and real.shape[1] == 1:
-        ious = [mask_iou(a > 0, b > 0) for a, b in zip(real, quantized, strict=True)]
-        return OutputAgreement(name, "mask-iou", float(np.mean(ious)), snr)
-    if real.ndim == 4 and real.shape[2] * real.shape[3] > 1:
-        return OutputAgreement(name, "pixel-agreement", _same_winner(real, quantized), snr)
+        ious = [mask_iou(a > level, b > level) for a, b in zip(real, quantized, strict=True)]
+        return "mask-iou", np.array(ious, np.float64)
     if real.ndim >= 2 and real.shape[1] > 1:
-        return OutputAgreement(name, "winner-agreement", _same_winner(real, quantized), snr)
-    return OutputAgreement(name, "snr-only", None, snr)
-
-
-def _same_winner(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+        pixels = real.ndim == 4 and real.shape[2] * real.shape[3] > 1
+        same = (real.argmax(axis=1) == quantized.argmax(axis=1)).reshape(len(real), -1)
+        return "pixel-agreement" if pixels else "winner-agreement", same.mean(axis=1, dtype=np.float64)
+    return "snr-only", None

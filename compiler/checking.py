@@ -31,6 +31,7 @@ def check_model(
     declared: str | None = None,
     size: tuple[int, int] | None = None,
     input_persistency: bool = True,
+    weight_bits: int = 8,
     fix: bool = False,
     what_if: Sequence[tuple[int, int]] = (),
 ) -> CheckResult:
@@ -39,6 +40,7 @@ def check_model(
     Args:
         path, declared, size: as `load_model` takes them.
         input_persistency: the input stays in memory while the network runs.
+        weight_bits: what the weights of a float graph will get; a quantized graph has its own.
         fix: rewrite what the target refuses, where a faithful rewrite is known, and check the result.
         what_if: other heights and widths to check the same network at.
 
@@ -55,7 +57,13 @@ def check_model(
             require_free_size(model, resized)
         if fix:
             model, fixes = fix_model(model)
-        return check_graph(model, input_persistency=input_persistency, notes=loaded.notes, fixes=fixes)
+        return check_graph(
+            model,
+            input_persistency=input_persistency,
+            weight_bits=weight_bits,
+            notes=loaded.notes,
+            fixes=fixes,
+        )
 
     result = check(load_model(path, declared=declared, size=size))
     rows, first = [], None
@@ -83,18 +91,20 @@ def check_graph(
     model: ir.Model,
     *,
     input_persistency: bool = True,
+    weight_bits: int = 8,
     notes: Iterable[Diagnostic] = (),
     fixes: tuple[AppliedFix, ...] | None = None,
 ) -> CheckResult:
     """Findings of `model` (float or vendor dialect), errors first; `notes` of the front end are added.
 
-    `fixes` is what `fix_model` did; None where it was not asked, then a finding that it answers says so.
+    `weight_bits` is what a float graph's weights will get. `fixes` is what `fix_model` did; None where it was
+    not asked, then a finding that it answers says so.
     """
     refused: Iterable[Diagnostic] = check_operators(model)
     if fixes is None and not is_quantized(model):
         refused = _with_hints(model, tuple(refused))
     # Without a size there are no bytes to count: the finding about the input says what to do.
-    forecast = forecast_memory(model, input_persistency=input_persistency) if _is_sized(model) else None
+    forecast = forecast_memory(model, input_persistency, weight_bits) if _is_sized(model) else None
     told = () if forecast is None else forecast.diagnostics
     found = sorted((*refused, *notes, *told), key=lambda one: _ORDER[one.severity])
     return CheckResult(tuple(found), forecast, count_macs(model), fixes or ())

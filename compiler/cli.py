@@ -117,14 +117,49 @@ def compile_command(
             show_default=False,
         ),
     ] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC",
+            help="Evaluation data: a picture with the same content is never calibrated or trained on.",
+            show_default=False,
+        ),
+    ] = None,
     quantizer: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="mct-ptq: Sony MCT's post-training quantization. brevitas-qat: its result, trained with "
-            "Brevitas against the float network; minutes more, kept only where it is at least as good.",
+            help="mct-ptq: Sony MCT's post-training quantization. mct-gptq: its gradient-based rounding, a "
+            "minute or more. brevitas-qat: trains the quantized graph against the float network, minutes. "
+            "The two are kept only where they are at least as good on pictures kept aside.",
         ),
     ] = "mct-ptq",
+    weight_bits: Annotated[
+        str,
+        typer.Option(
+            metavar="BITS",
+            help="8, 4 (half the bytes; train it: --quantizer brevitas-qat) or mixed: per layer 8, 4 or 2, "
+            "the least loss under --memory-target.",
+        ),
+    ] = "8",
+    memory_target: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            help="With --weight-bits mixed: bytes of weights and activations together. Default: the chip's.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Try one way after the other, the cheapest first, until the loss of mIoU is at most this "
+            "(with 95 % confidence, on crops kept aside; coco:DIR has masks to measure it). Exit code 3 "
+            "where none reaches it.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of every random choice.")
     ] = 0,
@@ -164,6 +199,7 @@ def compile_command(
     from compiler.driver import PIPELINE, CompileOptions, compile_model
     from compiler.frontend import parse_size
     from compiler.progress import Progress
+    from compiler.quantizing.search import require_drop
 
     if show_pipeline:
         for number, step in enumerate(PIPELINE, start=1):
@@ -177,7 +213,11 @@ def compile_command(
         target=target,
         calib=calib,
         calib_count=calib_count,
+        exclude=exclude,
         quantizer=quantizer,
+        weight_bits=weight_bits,
+        memory_target=memory_target,
+        max_drop=max_drop,
         seed=seed,
         declared=declared,
         size=parse_size(input_size),
@@ -190,6 +230,8 @@ def compile_command(
     )
     result = compile_model(options, lambda steps: Progress(steps, quiet=quiet))
     _print_summary(result, options.out)
+    if result.choice is not None:
+        require_drop(result.choice)
 
 
 @app.command("check")
@@ -201,6 +243,13 @@ def check_command(
     declared: InputOption = None,
     input_size: SizeOption = None,
     input_persistency: PersistencyOption = True,
+    weight_bits: Annotated[
+        int,
+        typer.Option(
+            metavar="BITS",
+            help="What the weights of a float network will get: 8, 4 or 2 (compile --weight-bits).",
+        ),
+    ] = 8,
     fix: FixOption = False,
     what_if: Annotated[
         str | None,
@@ -227,11 +276,14 @@ def check_command(
             from compiler.checking import check_model
             from compiler.frontend import parse_size, parse_sizes
 
+        if weight_bits not in (8, 4, 2):
+            raise InputError("--weight-bits", str(weight_bits), "8, 4 or 2", "picosam2 check --weight-bits 4")
         result = check_model(
             model,
             declared=declared,
             size=parse_size(input_size),
             input_persistency=input_persistency,
+            weight_bits=weight_bits,
             fix=fix,
             what_if=parse_sizes(what_if),
         )

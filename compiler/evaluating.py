@@ -9,7 +9,7 @@ bit-accurate simulator (`compiler.simulator.engine`), so that their score is tha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from compiler.agreement import session
 from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
 from compiler.inspection.mask_output import is_probability
-from compiler.package import is_package
+from compiler.package import calibration_sources, is_package
 from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500, Numerics
 from passes import graph as graphs
 from passes.contract import InputContract
@@ -216,6 +216,7 @@ def evaluate_model(
     crops = load_crops(instances, rule, lambda done, total: on_progress(done, total, "reading pictures"))
     crops, notes = _restricted(crops, lists)
     notes = [f"{one.file}: {note}" for one in contestants for note in one.notes] + notes
+    notes += _seen(contestants, source, split, on_progress)
     notes += [
         f"{one.file} does not say its protocol: scored as if made under {rule.name}"
         for one in contestants
@@ -270,6 +271,8 @@ class _Contestant:
     sha256: str
     loaded: Loaded | None
     notes: tuple[str, ...]
+    calibrated: tuple[Mapping[str, Any], ...] = ()
+    """Pictures on the calibration card of its package."""
 
     @property
     def contract(self) -> InputContract | None:
@@ -277,7 +280,7 @@ class _Contestant:
 
 
 def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
-    name = path.name
+    name, calibrated = path.name, tuple[Mapping[str, Any], ...]()
     if path.is_dir():
         if not is_package(path):
             raise InputError(
@@ -286,6 +289,7 @@ def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
                 "a package directory or a file",
                 "name the file",
             )
+        calibrated = calibration_sources(path)
         path = path / (FLOAT_GRAPH if float_graph else INT8_GRAPH)
         name = f"{name}/{path.name}"
         if not path.is_file():
@@ -299,7 +303,31 @@ def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
         return _Contestant(path, name, "stored predictions", graphs.sha256(path.read_bytes()), None, ())
     loaded = load_model(path, declared=declared)
     notes = tuple(f"{note.found}; {note.limit}" for note in loaded.notes if note.severity is Severity.WARNING)
-    return _Contestant(path, name, loaded.kind.value, loaded.sha256, loaded, notes)
+    return _Contestant(path, name, loaded.kind.value, loaded.sha256, loaded, notes, calibrated)
+
+
+def _seen(
+    contestants: Sequence[_Contestant], source: str, split: str | None, on_progress: OnProgress
+) -> list[str]:
+    """A note for each package that was calibrated or trained on pictures of the data set, by content."""
+    from calib.representative import HELD_OUT_PART, content_hashes, overlap
+
+    if not any(one.calibrated for one in contestants):
+        return []
+    hashes = content_hashes(
+        source, split, lambda phase, share: on_progress(round(100 * (share or 0.0)), 100, phase)
+    )
+    notes = []
+    for one in contestants:
+        fitted = [picture for picture in one.calibrated if picture.get("part") != HELD_OUT_PART]
+        if found := overlap(fitted, hashes):
+            named = ", ".join(str(picture["name"]) for picture in found[:3])
+            notes.append(
+                f"{one.file}: {len(found)} of these pictures were calibrated on, trained on or decided by "
+                f"({named}"
+                f"{', ...' if len(found) > 3 else ''}); the score is not one on unseen data"
+            )
+    return notes
 
 
 def _is_json(path: Path) -> bool:

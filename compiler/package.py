@@ -92,6 +92,13 @@ def is_package(folder: Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
+def calibration_sources(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """Pictures on the calibration card of a package (`calib.representative.card`); none without a card."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    sources = (manifest.get("calibration") or {}).get("sources", [])
+    return tuple(source for source in sources if isinstance(source, dict))
+
+
 def write_package(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
     """Write the files and the manifest to `out` as a whole.
 

@@ -18,8 +18,10 @@ from passes.imx500.latency import PUBLISHED, LatencyEstimate, estimate_latency
 from passes.imx500.limits import MEMORY_BUDGET
 
 if TYPE_CHECKING:
-    from calib.qat.choice import Choice
     from compiler.agreement import Agreement, OutputAgreement
+    from compiler.quantizing.search import Choice, Tried
+    from compiler.quantizing.widths import Widths
+    from passes.equalise import Equalisation
     from passes.imx500.fixes import AppliedFix
 
 AGREEMENT_WORDS = {
@@ -47,7 +49,11 @@ def to_json(result: CompileResult, created: str) -> str:
         "input_contract": result.contract.to_json(),
         "seed": result.seed,
         "quantizer": result.quantizer,
-        "quantization": None if result.choice is None else asdict(result.choice) | {"kind": "measured"},
+        "quantization": None if result.choice is None else _choice_json(result.choice),
+        "equalised": None if result.equalised is None else _equalised_json(result.equalised),
+        "weights": None
+        if result.widths is None
+        else asdict(result.widths) | {"kind": {"loss": "measured", "saved": "estimated"}},
         "calibration": None if result.calibration is None else dict(result.calibration),
         "check": result.check.to_json(),
         "memory_tensors": []
@@ -137,8 +143,13 @@ def summary_rows(result: CompileResult) -> list[tuple[str, str]]:
             f"{_mb(vendor.model_bytes)}, runtime {_mb(vendor.runtime_bytes)}{forecast})",
         )
         rows = [measured if name == "Memory" else (name, text) for name, text in rows]
+    if result.widths is not None:
+        rows.append(("Weights", _widths_text(result.widths)))
     if result.choice is not None:
-        rows.append(("Quantizer", _choice_text(result.choice)))
+        rows += [
+            ("Quantizer", _choice_text(result.choice)),
+            *(("", tried_text(t)) for t in result.choice.tried),
+        ]
     if result.agreement is not None:
         for output in result.agreement.outputs:
             rows.append(("Float against int8", _agreement_text(output, result.agreement.pictures)))
@@ -360,15 +371,63 @@ def _cost_lines(check: CheckResult) -> list[str]:
     return ["## Costliest modules", "", "```", *costliest, "```", ""] if costliest else []
 
 
-def _choice_text(choice: Choice) -> str:
-    tried = ", ".join(
-        f"{one.quantizer} {one.agreement:.4f} ({'cached' if one.seconds is None else f'{one.seconds:.0f} s'})"
+def _choice_json(choice: Choice) -> dict[str, Any]:
+    tried = [
+        {
+            "quantizer": one.quantizer,
+            "settings": one.settings,
+            "agreement": one.agreement,
+            "drop": {
+                "points": one.drop.points,
+                "low": _finite(one.drop.low),
+                "high": _finite(one.drop.high),
+                "kind": one.drop.kind,
+            },
+            "seconds": one.seconds,
+        }
         for one in choice.tried
+    ]
+    return asdict(choice) | {"tried": tried, "kind": "measured"}
+
+
+def _equalised_json(done: Equalisation) -> dict[str, Any]:
+    tensors = [asdict(one) for one in done.tensors if one.scaled]
+    return {"channels": done.scaled, "tensors": tensors, "kind": "measured"}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _choice_text(choice: Choice) -> str:
+    verdict = (
+        "" if choice.met is None else f"; --max-drop {choice.max_drop:g} {'met' if choice.met else 'NOT met'}"
     )
     return (
-        f"{choice.kept} kept; agreement with the float network by the exact simulator on {choice.pictures} "
-        f"pictures not trained on: {tried} (measured)"
+        f"{choice.kept} kept{verdict} (measured by the exact simulator on {choice.crops} crops of "
+        f"{choice.pictures} pictures that nothing was fitted to):"
     )
+
+
+def tried_text(one: Tried) -> str:
+    """One way that was tried: its agreement, what it loses, its time."""
+    drop, time = one.drop, "cached" if one.seconds is None else f"{one.seconds:.0f} s"
+    interval = f" ({drop.low:+.2f} to {drop.high:+.2f})" if math.isfinite(drop.high) else ""
+    lost = {
+        "measured": f"drop {drop.points:+.2f}{interval} points of mIoU",
+        "bound": f"drop at most {drop.points:.2f}{interval} points",
+        "none": "drop not known",
+    }[drop.kind]
+    return f"{one.quantizer}, {one.settings}: agreement {one.agreement:.4f}, {lost}, {time}"
+
+
+def _widths_text(widths: Widths) -> str:
+    count = {bits: list(widths.bits.values()).count(bits) for bits in (8, 4, 2)}
+    layers = ", ".join(
+        f"{number} layer{'s' * (number != 1)} of {bits} bits" for bits, number in count.items() if number
+    )
+    target = "" if widths.memory_target is None else f" for at most {_mb(widths.memory_target)}"
+    return f"{layers}{target} (asked: {widths.asked}); what the chip stores in 8 bits stays"
 
 
 def _agreement_lines(result: CompileResult) -> list[str]:
@@ -399,7 +458,7 @@ def _calibration_lines(result: CompileResult) -> list[str]:
 def _short(value: Any) -> str:
     """A value on one line; of the source pictures the names (report.json has the checksums)."""
     if isinstance(value, list):
-        shown = ", ".join(item["name"] + " (held out)" * item["held_out"] for item in value[:12])
+        shown = ", ".join(f"{item['name']} ({item['part']})" for item in value[:12])
         return shown + (f" ... ({len(value)} in all)" if len(value) > 12 else "")
     return str(value)
 

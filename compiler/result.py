@@ -13,9 +13,11 @@ from passes.imx500.macs import LayerCost
 from passes.imx500.memory import MemoryForecast
 
 if TYPE_CHECKING:  # a check needs none of them to run, and does without what they import
-    from calib.qat.choice import Choice
     from compiler.agreement import Agreement
+    from compiler.quantizing.search import Choice
+    from compiler.quantizing.widths import Widths
     from compiler.simulator.fixedpoint import Grid
+    from passes.equalise import Equalisation
     from passes.imx500.fixes import AppliedFix
 
 SCHEMA = 1
@@ -208,6 +210,8 @@ class CompileResult:
     seed: int
     quantizer: str | None
     choice: Choice | None
+    widths: Widths | None
+    equalised: Equalisation | None
     calibration: Mapping[str, Any] | None
     check: CheckResult
     outputs: tuple[Output, ...]

@@ -55,6 +55,12 @@ class EnvironmentFault(ToolError):
     exit_code: ClassVar[ExitCode] = ExitCode.ENVIRONMENT
 
 
+class GateFailed(ToolError):
+    """The accuracy that was asked for is not reached (exit 3)."""
+
+    exit_code = ExitCode.GATE
+
+
 class TargetViolation(ToolError):
     """The model violates the target (exit 2); `diagnostics` holds every violation found."""
 

@@ -15,12 +15,11 @@ from torch.nn.utils import parametrize
 from calib.importer import OPERATORS, to_torch
 from calib.importer.context import Context
 from calib.qat.quantizers import WeightQuantizer, activation_quantizer
+from calib.thresholds import WEIGHTS, threshold_shape
 from passes.errors import InputError
 from passes.graph import const_array, constant, consumers, from_proto, is_quantizer, to_proto
 
 ACTIVATIONS = "ActivationPOTQuantizer"
-WEIGHTS = ("WeightsSymmetricQuantizer",)
-"""Not WeightsPOTQuantizer: a trained threshold is no power of two."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Network:
 
 
 def to_network(quantized: ir.Model) -> Network:
-    """Import a vendor-dialect graph.
+    """Import a vendor-dialect graph; its weight thresholds become `calib.thresholds.representable`.
 
     Raises:
         TargetViolation: an operator the importer does not know.
@@ -116,14 +115,6 @@ def to_network(quantized: ir.Model) -> Network:
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network
-
-
-def threshold_shape(node: ir.Node, rank: int) -> tuple[int, ...]:
-    """Shape in which a weight quantizer's thresholds broadcast with its weight."""
-    if not node.attributes.get_int("per_channel", 0):
-        return (1,) * rank
-    axis = node.attributes.get_int("channel_axis", 0) % rank
-    return tuple(-1 if index == axis else 1 for index in range(rank))
 
 
 def _place(ctx: Context, node: ir.Node) -> fx.Node:

@@ -12,6 +12,8 @@ from brevitas.core.scaling import ConstScaling, ParameterScaling, PowerOfTwoIntS
 from brevitas.core.zero_point import ZeroZeroPoint
 from torch import Tensor, nn
 
+from calib.thresholds import MANTISSA_BITS
+
 SMALLEST_THRESHOLD = 2.0**-8
 """Of a weight quantizer, in units of its channel: training cannot make a threshold vanish."""
 
@@ -42,6 +44,27 @@ class _RoundAndClamp(torch.autograd.Function):
         return inside, None, None, None
 
 
+class _Representable(torch.autograd.Function):
+    """calib.thresholds.representable; the gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, thresholds: Tensor) -> Tensor:
+        mantissa, exponent = torch.frexp(thresholds)
+        whole = torch.round(torch.ldexp(mantissa, torch.tensor(MANTISSA_BITS)))
+        return torch.ldexp(whole, exponent - MANTISSA_BITS)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class RepresentableScaling(ParameterScaling):  # type: ignore[misc]  # Brevitas has no types
+    """Brevitas' learned threshold, rounded to what the chip's multiplier holds."""
+
+    def forward(self, placeholder: Tensor, threshold: Tensor | None = None) -> Tensor:
+        return _Representable.apply(super().forward(placeholder, threshold))  # type: ignore[no-any-return,no-untyped-call]
+
+
 class ConstantStepIntQuant(IntQuant):  # type: ignore[misc]  # Brevitas has no types
     """Brevitas' IntQuant for a step that is not trained, and no zero point: the same numbers.
 
@@ -69,7 +92,8 @@ class WeightQuantizer(nn.Module):
     """WeightsSymmetricQuantizer as a parametrization of a layer's weight, with learnable thresholds.
 
     Weights and thresholds are trained in units of their channel: the power of two next above the threshold
-    they start with. Changing the unit is exact, and one learning rate fits every channel of every layer.
+    they start with. Changing the unit is exact, and one learning rate fits every channel of every layer. What
+    quantizes are the thresholds rounded to 8-bit mantissas (calib.thresholds).
 
     Attributes:
         quantizer: Brevitas' quantizer; its `scaling_impl.value` is the threshold in units.
@@ -84,7 +108,7 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("units", torch.exp2(torch.ceil(torch.log2(thresholds.double()))).float())
         self.quantizer = RescalingIntQuant(
             IntQuant(narrow_range=False, signed=True, input_view_impl=Identity(), tensor_clamp_impl=Clamp()),
-            ParameterScaling(thresholds / self.units, scaling_min_val=SMALLEST_THRESHOLD),
+            RepresentableScaling(thresholds / self.units, scaling_min_val=SMALLEST_THRESHOLD),
             PowerOfTwoIntScaling(signed=True),
             ZeroZeroPoint(),
             BitWidthConst(bits),

@@ -27,6 +27,9 @@ from compiler.simulator.fixedpoint import Grid
 from compiler.simulator.requantization import Rounding
 from passes.graph import is_quantizer
 
+NUMBER_BITS = 8
+"""Of what the chip adds up, but for what comes right from a convolution."""
+
 FRACTION_BITS = 16
 """Bits behind an 8-bit number's point while an addition is under way."""
 
@@ -61,18 +64,36 @@ def fused_convolution(add: ir.Node) -> ir.Node | None:
     """The Conv that runs as one step with an Add of the quantized graph, None where the Add runs alone.
 
     It is the first operand that is a convolution of one group with no activation and no other reader (as in
-    `passes.imx500.layers`, which was fitted to the converter's own reports), both operands of one shape.
+    `passes.imx500.layers`, which was fitted to the converter's own reports), both operands of one shape. The
+    other operand and the sum have 8 bits; the convolution's own quantizer may have 16.
     """
     first, second = add.inputs
-    if first is None or second is None or first is second or first.shape != second.shape:
+    if first is None or second is None or first is second or first.shape != second.shape or _sum_is_wide(add):
         return None
-    for value in (first, second):
+    for value, stored in ((first, second), (second, first)):
+        if _is_wide(stored.producer()):
+            continue
         quantizer = _sole_producer(value)
         made = None if quantizer is None or not is_quantizer(quantizer) else quantizer.inputs[0]
         node = None if made is None else _sole_producer(made)
         if node is not None and node.op_type == "Conv" and node.attributes.get_int("group", 1) == 1:
             return node
     return None
+
+
+def _sum_is_wide(add: ir.Node) -> bool:
+    """The sum, perhaps behind a ReLU or Clip, is quantized to more than 8 bits."""
+    readers = add.outputs[0].consumers()
+    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = readers[0].outputs[0].consumers()
+    return any(_is_wide(reader) for reader in readers)
+
+
+def _is_wide(quantizer: ir.Node | None) -> bool:
+    """An activation quantizer of more than 8 bits."""
+    if quantizer is None or not is_quantizer(quantizer):
+        return False
+    return (quantizer.attributes.get_int("num_bits") or 0) > NUMBER_BITS
 
 
 def _sole_producer(value: ir.Value) -> ir.Node | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from compiler.chip.constants import chip_layer_constants, conv_strides, is_depthwise, layer_name
 from compiler.chip.layer import ChipLayer
-from compiler.chip.layouts import kernel_places, pack, unpack
+from compiler.chip.layouts import kernel_places, numbers_of, pack, unpack
 from passes.errors import InputError
 from passes.imx500.geometry import round_up
 from passes.imx500.weights import LANES
@@ -124,7 +124,7 @@ def read_compiled(data: bytes, model: ir.Model) -> CompiledNumbers:
 
 @dataclass(frozen=True, eq=False)
 class _Record:
-    """Bytes that are expected somewhere; `places` says which weight each byte of a kernel is."""
+    """Bytes that are expected somewhere; `places` says which weight each number of a kernel is."""
 
     content: NDArray[np.uint8]
     places: NDArray[np.int64] | None = None
@@ -147,9 +147,9 @@ def _claim(candidates: list[_Record], data: NDArray[np.uint8], free: NDArray[np.
 
 def _kernel_records(node: ir.Node, layer: ChipLayer) -> list[_Record]:
     """The kernel in each order that it may have."""
-    shape = layer.weights.shape
-    orders = kernel_places(shape, conv_strides(node), depthwise=is_depthwise(node, shape))
-    return [_Record(pack(layer.weights, places).view(np.uint8), places) for places in orders]
+    shape, bits = layer.weights.shape, layer.weight_bits
+    orders = kernel_places(shape, conv_strides(node), depthwise=is_depthwise(node, shape), bits=bits)
+    return [_Record(pack(layer.weights, places, bits), places) for places in orders]
 
 
 def _scales_record(layer: ChipLayer) -> NDArray[np.uint8]:
@@ -200,18 +200,19 @@ def _read(layer: ChipLayer, records: list[_Record], data: NDArray[np.uint8]) -> 
     kernel, scales, biases = (record.of(data) for record in records)
     places = records[0].places
     assert places is not None  # a kernel's record has them
+    numbers = numbers_of(kernel, layer.weight_bits)
     channels, lanes = len(layer.bias), round_up(len(layer.bias))
     multipliers, shifts = scales[:lanes], scales[lanes:].view(np.int8)
     integers = biases.view("<i4")
     as_expected = (
-        not kernel[places < 0].any()
+        not numbers[places < 0].any()
         and not multipliers[channels:].any()
         and bool((shifts[channels:] == _unused_shift(layer)).all())
         and not integers[channels:].any()
     )
     return CompiledLayer(
         layer.name,
-        unpack(kernel.view(np.int8), places, layer.weights.shape),
+        unpack(numbers, places, layer.weights.shape),
         multipliers[:channels].copy(),
         shifts[:channels].copy(),
         integers[:channels].astype(np.int32),

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from compiler.chip.additions import fused_convolution
 from compiler.chip.layer import UNSIGNED_OFFSET, ChipLayer
 from compiler.dialect import WEIGHT_QUANTIZERS, activation_grid, output_grid, quantized_weight
 from compiler.simulator.fixedpoint import Grid
@@ -33,7 +34,13 @@ SHIFT_RANGE = (-10, 33)
 """Values of S for which the rule was seen to hold without exception; outside it saturates or jumps."""
 
 BITS = 8
-"""Of multipliers, weights and activations."""
+"""Of multipliers and activations."""
+
+WEIGHT_BITS = (8, 4, 2)
+"""Of weights. The chip reads narrow ones as 8-bit numbers with zeros below: step threshold / 128 for all."""
+
+WIDE_BITS = 16
+"""Of a quantizer between a convolution and the addition that it is fused with: the file is that of 8 bits."""
 
 INT32_MAX = 2**31 - 1
 
@@ -98,9 +105,12 @@ def conv_strides(node: ir.Node) -> tuple[int, int]:
 def _layer(node: ir.Node, name: str) -> ChipLayer:
     if node.op_type != "Conv":
         raise _UnknownForm(f"{node.op_type} was not decoded")
-    weights, steps = _weights(node)
+    weights, steps, weight_bits = _weights(node)
     _require_known_form(node, weights.shape)
     input_grid, (result_grid, highest) = output_grid(_present(node.inputs[0])), _result(node)
+    if result_grid.bits == WIDE_BITS and _is_fused_with_addition(node):
+        result_grid = Grid(result_grid.exponent + WIDE_BITS - BITS, BITS, result_grid.signed)
+        highest = result_grid.highest
     if input_grid is None:
         raise _UnknownForm("no quantizer stands before it")
     if (input_grid.bits, result_grid.bits) != (BITS, BITS):
@@ -128,22 +138,27 @@ def _layer(node: ir.Node, name: str) -> ChipLayer:
         input_grid,
         result_grid,
         highest,
+        weight_bits,
     )
 
 
-def _weights(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """The integers as the converter rounds them (float32 division) and one step per channel."""
+def _weights(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float64], int]:
+    """The integers as the converter rounds them (float32 division), one step per channel, and the bits.
+
+    Integers and steps are those of 8 bits: a 4-bit weight w with the step threshold / 8 is 16 w with
+    threshold / 128.
+    """
     quantizer = None if node.inputs[1] is None else node.inputs[1].producer()
     if quantizer is None or quantizer.op_type not in WEIGHT_QUANTIZERS:
         raise _UnknownForm("its weights have no quantizer (a module that is called twice)")
     bits = quantizer.attributes.get_int("num_bits", 8)
-    if bits != BITS:
-        raise _UnknownForm(f"weights of {bits} bits; 8 were decoded")
+    if bits not in WEIGHT_BITS:
+        raise _UnknownForm(f"weights of {bits} bits; 8, 4 and 2 were decoded")
     floats, threshold = quantized_weight(quantizer), const_array(quantizer.inputs[1])
     assert threshold is not None  # quantized_weight has read it
     steps = np.broadcast_to(threshold.astype(np.float64).reshape(-1) / 128, (len(floats),))
     integers = np.rint(floats / steps.reshape(-1, *[1] * (floats.ndim - 1)))
-    return integers.astype(np.int8), steps
+    return integers.astype(np.int8), steps, bits
 
 
 def _require_known_form(node: ir.Node, shape: tuple[int, ...]) -> None:
@@ -186,6 +201,13 @@ def _result(node: ir.Node) -> tuple[Grid, int]:
     if low is None or low.item() != 0 or steps is None or not steps.is_integer():
         raise _UnknownForm("a Clip that does not go from 0 to a multiple of its quantizer's step")
     return grid, min(grid.highest, int(steps))
+
+
+def _is_fused_with_addition(node: ir.Node) -> bool:
+    """The one reader of its quantizer is an Add that it runs with."""
+    quantizer = _only_reader(node.outputs[0])
+    readers = quantizer.outputs[0].consumers()
+    return len(readers) == 1 and readers[0].op_type == "Add" and fused_convolution(readers[0]) is node
 
 
 def _only_reader(value: ir.Value) -> ir.Node:

@@ -38,6 +38,8 @@ class ChipLayer:
         bias: int32 [Cout], the file's: for unsigned inputs it holds 128 times the sum of the weights, about.
         input_grid, output_grid: of the activation quantizers before and behind.
         highest: the clamp's upper end, below output_grid.highest for a ReLU6. The lower end is the grid's.
+        weight_bits: 8, 4 or 2: the weights are stored in as many and read as the upper bits of a byte, so
+            `weights` are multiples of 2^(8 - bits).
     """
 
     name: str
@@ -48,6 +50,7 @@ class ChipLayer:
     input_grid: Grid
     output_grid: Grid
     highest: int
+    weight_bits: int = 8
 
     @property
     def right_shift(self) -> NDArray[np.int64]:

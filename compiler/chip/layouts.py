@@ -17,9 +17,12 @@ DEPTHWISE_CHANNELS = 8
 
 
 def kernel_places(
-    shape: tuple[int, ...], strides: tuple[int, int], *, depthwise: bool
+    shape: tuple[int, ...], strides: tuple[int, int], *, depthwise: bool, bits: int = 8
 ) -> tuple[NDArray[np.int64], ...]:
-    """The orders a kernel may have: for each byte of its record the flat index of its weight, -1 for padding.
+    """The orders a kernel may have: for each number of its record the flat index of its weight, or -1.
+
+    With 4 or 2 bits a number, the 8 / bits output channels (of a depthwise kernel: blocks of 8) that follow
+    each other take turns, 32 numbers at a time.
 
     More than one only for a dense kernel with a stride, which the converter splits into phases or not by a
     criterion of its own; what `is_polyphase` expects comes first.
@@ -28,7 +31,21 @@ def kernel_places(
         shape: of the ONNX weights, [Cout, Cin / groups, kh, kw].
         strides: of the convolution.
         depthwise: groups = Cin = Cout.
+        bits: of a weight.
     """
+    rows = round_up(shape[0]) // (DEPTHWISE_CHANNELS if depthwise else 1)
+    orders = _byte_orders(shape, strides, depthwise=depthwise)
+    return tuple(_in_turns(places, rows, 8 // bits) for places in orders)
+
+
+def _in_turns(places: NDArray[np.int64], rows: int, together: int) -> NDArray[np.int64]:
+    return places.reshape(rows // together, together, -1, LANES).transpose(0, 2, 1, 3).reshape(-1)
+
+
+def _byte_orders(
+    shape: tuple[int, ...], strides: tuple[int, int], *, depthwise: bool
+) -> tuple[NDArray[np.int64], ...]:
+    """`kernel_places` of 8-bit weights."""
     indices = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
     if depthwise:
         return (_depthwise(indices[:, 0], strides),)
@@ -42,15 +59,28 @@ def kernel_places(
     return (split, whole) if is_polyphase(shape[1], shape[0], shape[2:], strides) else (whole, split)
 
 
-def pack(weights: NDArray[np.int8], places: NDArray[np.int64]) -> NDArray[np.int8]:
-    """The bytes of a kernel's record: weights at their places, zero elsewhere."""
-    return np.where(places < 0, np.int8(0), weights.reshape(-1)[np.maximum(places, 0)])
+def pack(weights: NDArray[np.int8], places: NDArray[np.int64], bits: int = 8) -> NDArray[np.uint8]:
+    """The bytes of a kernel's record: weights at their places, zero elsewhere, the first in the lowest bits.
+
+    Of a weight its upper `bits` bits are kept.
+    """
+    numbers = np.where(places < 0, np.int8(0), weights.reshape(-1)[np.maximum(places, 0)]).view(np.uint8)
+    upper = numbers.reshape(-1, 8 // bits) >> (8 - bits)
+    record: NDArray[np.uint8] = np.bitwise_or.reduce(upper << np.arange(0, 8, bits, dtype=np.uint8), axis=1)
+    return record
 
 
-def unpack(record: NDArray[np.int8], places: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """The weights [Cout, Cin / groups, kh, kw] that a record holds."""
+def numbers_of(record: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
+    """The 8 / bits numbers in each byte of a record as the chip reads them: the upper bits of an int8."""
+    shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
+    upper = (record[:, None] << shifts) & np.uint8(256 - (1 << (8 - bits)))
+    return upper.reshape(-1).view(np.int8)
+
+
+def unpack(numbers: NDArray[np.int8], places: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """The weights [Cout, Cin / groups, kh, kw] from the numbers of a record."""
     weights = np.zeros(int(np.prod(shape)), dtype=np.int8)
-    weights[places[places >= 0]] = record[places >= 0]
+    weights[places[places >= 0]] = numbers[places >= 0]
     return weights.reshape(shape)
 
 

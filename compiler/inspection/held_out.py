@@ -32,9 +32,11 @@ def held_out_pictures(
     calibration: Mapping[str, Any] = package.manifest.get("calibration") or {}
     count = int(calibration.get("pictures", PICTURES))
     chosen = int(package.manifest.get("seed", 0)) if seed is None else seed
+    # What was left out then shifts which pictures are held out, so it is left out again.
+    left_out = calibration.get("left_out", {}).get("contents", ())
     found, sentences = [], []
     for contract in input_contracts(package.model, package.loaded.contract):
-        pictures = load_representative(source, contract, count, chosen)
+        pictures = load_representative(source, contract, count, chosen, exclude=left_out)
         scale, offset = (
             np.array(numbers, np.float32).reshape(1, -1, 1, 1)
             for numbers in (contract.scale, contract.offset)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler.chip.additions import add_fused
-from compiler.chip.layer import ChipLayer, round_shift
+from compiler.chip.layer import ChipLayer, requantize, round_shift
 from compiler.simulator import fixedpoint as fp
 from compiler.simulator.enclosures import UnsettledError
 from compiler.simulator.fixedpoint import FixedPoint, Grid
@@ -145,16 +145,18 @@ class PairTable:
 
 
 @dataclass(frozen=True, eq=False)
-class ShiftedSum:
-    """The sum of two tensors of one shape, shifted and rounded as the chip's parameters say, saturated.
+class ShiftedPair:
+    """Sum, difference, product, maximum or minimum of two tensors (broadcast, of one rank), in int64.
 
     Attributes:
-        shift: left shifts of both, right shift of the sum.
+        function: np.add, np.subtract, np.multiply, np.maximum or np.minimum.
+        shift: left shifts of both, right shift of the result, which is then rounded and saturated.
     """
 
     inputs: tuple[str, str]
     output: str
     grid: Grid
+    function: np.ufunc
     shift: tuple[int, int, int]
     low: int
     high: int
@@ -162,8 +164,8 @@ class ShiftedSum:
 
     def run(self, values: Mapping[str, Integers]) -> Integers:
         first, second = (values[name].astype(np.int64) for name in self.inputs)
-        total = (first << self.shift[0]) + (second << self.shift[1])
-        rounded = round_shift(total, np.int64(self.shift[2]), self.rounding)
+        result = self.function(first << self.shift[0], second << self.shift[1])
+        rounded = round_shift(result, np.int64(self.shift[2]), self.rounding)
         return np.clip(rounded, self.low, self.high).astype(storage(self.grid))
 
 
@@ -195,15 +197,32 @@ class FusedAddition:
 
 
 @dataclass(frozen=True, eq=False)
+class Requantize:
+    """Accumulators, int32 [N, C, H, W], as integers of more than 8 bits, by the compiled file's numbers.
+
+    On the chip such a tensor is not stored: it goes into the addition that the convolution is fused with.
+    """
+
+    inputs: tuple[str]
+    output: str
+    layer: ChipLayer
+    rounding: Rounding
+
+    def run(self, values: Mapping[str, Integers]) -> Integers:
+        integers = requantize(values[self.inputs[0]].astype(np.int64), self.layer, self.rounding)
+        return integers.astype(storage(self.layer.output_grid))
+
+
+@dataclass(frozen=True, eq=False)
 class Finish:
-    """The function behind a convolution, of its exact accumulators.
+    """The function behind a convolution, of its exact accumulators, or of a tensor of integers.
 
     Float64 with an error bound decides nearly all; elements near a tie are settled by the reference.
 
     Attributes:
-        inputs: the accumulators, int32 [N, C, ...].
-        affine: acc -> real number of the convolution's output.
-        nodes: from the convolution's output (`source`) to the quantizer, elementwise.
+        inputs: the integers, [N, C, ...]: int32 accumulators, or a quantized tensor.
+        affine: integer -> real number of `source`, per channel.
+        nodes: from `source` (the convolution's output, the quantized tensor) to the quantizer, elementwise.
     """
 
     inputs: tuple[str, ...]
@@ -285,7 +304,7 @@ class Exact:
         )
 
 
-ArrayStep = Quantize | Gather | PairTable | ShiftedSum | FusedAddition | Finish | Exact
+ArrayStep = Quantize | Gather | PairTable | ShiftedPair | FusedAddition | Requantize | Finish | Exact
 
 # Float64 with error bounds -------------------------------------------------------------------------------
 

@@ -5,7 +5,9 @@
 2. Sums of two tensors with power-of-two steps are shifts.
 3. What only moves integers is an index array, in a kernel where it keeps channels and is separable.
 4. Elementwise functions of one or two 8-bit tensors are tables that the reference fills.
-5. Everything else runs in the reference itself, picture by picture: slow, and the same integers.
+5. 16-bit tensors: sums, differences, products, maxima and minima of two are integers and shifts; functions of
+   one are computed in float64 with an error bound, as behind a convolution.
+6. Everything else runs in the reference itself, picture by picture: slow, and the same integers.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from compiler.simulator.array_steps import (
     Gather,
     PairTable,
     Quantize,
-    ShiftedSum,
+    Requantize,
+    ShiftedPair,
     run_nodes,
     storage,
 )
@@ -73,6 +76,9 @@ TABLE_PRECISIONS = PRECISIONS[:2]
 
 MAX_SHIFT = 16
 """Left shifts up to this keep a sum of two bytes far inside int32."""
+
+WIDE_SHIFT = 30
+"""Left shifts up to this keep a product of two 16-bit numbers inside int64."""
 
 MAX_KERNEL = 64
 """Taps per axis that the kernels hold offsets for."""
@@ -214,8 +220,7 @@ def _accumulation(context: _Context, node: ir.Node) -> _Accumulation | None:
     if fp.magnitude(layer.weights.integers) > 128 or int(layer.weights.integers.max(initial=0)) > 127:
         return None  # float weights without a quantizer
     weights = layer.weights.integers.astype(np.int8)
-    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
-    largest = 255 * int(sums.max(initial=0))
+    largest = _largest_sum(weights)
     if largest >= INT32 // 2:
         return None
     bias = call.exact(2) if call.has(2) else None
@@ -226,6 +231,12 @@ def _accumulation(context: _Context, node: ir.Node) -> _Accumulation | None:
     before = () if prepared is None else (prepared,)
     data = image if prepared is None else prepared.output
     return _Accumulation(before, data, layer, weights, real, shape[1:], largest)
+
+
+def _largest_sum(weights: NDArray[np.int8]) -> int:
+    """A bound of |acc| for 8-bit inputs."""
+    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+    return 255 * int(sums.max(initial=0))
 
 
 def _convolution(context: _Context) -> list[Step] | None:
@@ -444,7 +455,11 @@ def _chip_accumulation(context: _Context, node: ir.Node) -> tuple[_Accumulation,
     sums = _accumulation(context, node)
     if sums is None:
         raise _not_decoded(node, "not a convolution of 8-bit pictures")
-    return replace(sums, weights=layer.weights), layer
+    # Weights of 4 and 2 bits are the upper bits of a byte here, so their sums are larger.
+    largest = _largest_sum(layer.weights)
+    if largest >= INT32 // 2:
+        raise _not_decoded(node, "accumulators beyond 30 bits")
+    return replace(sums, weights=layer.weights, largest=largest), layer
 
 
 def _chip_convolution(context: _Context) -> list[Step] | None:
@@ -455,6 +470,11 @@ def _chip_convolution(context: _Context) -> list[Step] | None:
     sums, layer = _chip_accumulation(context, nodes[0])
     if not all(node.op_type in CLAMPS for node in nodes[1:-1]):
         raise _not_decoded(nodes[0], "a function is fused with it")
+    if context.grid.bits > 8:
+        raw = Image(f"{context.name} accumulators", sums.shape, layer.output_grid)
+        wide = replace(layer, output_grid=context.grid, highest=context.grid.highest)
+        requantize = Requantize((raw.name,), context.name, wide, context.chip.numerics.rounding)
+        return [*sums.before, sums.to(raw, None), requantize]
     shift = layer.right_shift
     finest = max(0, int(shift.max()))
     gain = layer.multiplier.astype(object) << (finest - shift).astype(object)
@@ -476,20 +496,22 @@ def _chip_addition(context: _Context) -> list[Step] | None:
     assert context.chip is not None
     numerics, limits = context.chip.numerics, _clamped(context, nodes[1:-1])
     plain = all(node.op_type in CLAMPS for node in nodes[1:-1])
-    images = [context.image(value) for value in nodes[0].inputs if value is not None]
+    fused = fused_convolution(nodes[0])
+    read = [value for value in nodes[0].inputs if value is not None]
+    images = [context.image(value) for value in read if fused is None or not _made_by(value, fused)]
     known = [image for image in images if image is not None]
-    if not plain or limits is None or len(known) != 2 or known[0].shape != known[1].shape:
+    if not plain or limits is None or not known or len(known) != len(images) or context.grid.bits > 8:
         return None
     if not _scalar_constants(context, nodes[1:-1], len(known[0].shape) + 1):
         return None
-    fused = fused_convolution(nodes[0])
     if fused is None:
+        if len(known) != 2 or known[0].shape != known[1].shape:
+            return None
         return _sum(context, known[0], known[1], limits, numerics.rounding)
     sums, layer = _chip_accumulation(context, fused)
-    position = next(
-        number for number, value in enumerate(nodes[0].inputs) if value is not None and _made_by(value, fused)
-    )
-    stored = known[1 - position]
+    (stored,) = known
+    if stored.shape != sums.shape:
+        return None
     raw = Image(f"{context.name} accumulators", sums.shape, context.grid)
     addition = FusedAddition(
         (raw.name, stored.name),
@@ -542,10 +564,81 @@ def _sum(
         return None
     if rounding is not Rounding.HALF_EVEN:
         shift = (*shifts, right)
-        return [ShiftedSum((a.name, b.name), context.name, context.grid, shift, *limits, rounding)]
+        names = (a.name, b.name)
+        return [ShiftedPair(names, context.name, context.grid, np.add, shift, *limits, rounding)]
     output = Image(context.name, a.shape, context.grid)
     low, high = (limit + output.zero for limit in limits)
     return [NativeStep(Kind.ADD, (a, b), output, low=low, high=high, shift=(*shifts, right))]
+
+
+PAIRS: Mapping[str, np.ufunc] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Max": np.maximum,
+    "Min": np.minimum,
+}
+"""Operators of two tensors that integers with power-of-two steps compute exactly."""
+
+
+def _wide_pair(context: _Context) -> list[Step] | None:
+    """Two tensors, one of them or the result of more than 8 bits, then ReLU or Clip: integers and shifts."""
+    nodes = context.segment.nodes
+    function = PAIRS.get(nodes[0].op_type)
+    if function is None or not is_activation_quantizer(nodes[-1]) or not _is_chain(nodes):
+        return None
+    operands = [value for value in nodes[0].inputs if value is not None and value in context.graph.grids]
+    if len(operands) != 2 or len(nodes[0].inputs) != 2:
+        return None
+    grids = [context.graph.grids[value] for value in operands]
+    shapes = [context.graph.shapes.get(value.name or "") for value in operands]
+    if INDEX in grids or any(shape is None or shape[:1] != (1,) for shape in shapes):
+        return None
+    ranks = {len(shape) for shape in shapes if shape is not None}
+    if len(ranks) != 1 or not all(node.op_type in CLAMPS for node in nodes[1:-1]):
+        return None
+    limits = _clamped(context, nodes[1:-1])
+    if limits is None or not _scalar_constants(context, nodes[1:-1], ranks.pop()):
+        return None
+    exponents = [grid.exponent for grid in grids]
+    # A product has the product of both steps; for the others both operands get the finer step.
+    finest = sum(exponents) if function is np.multiply else min(exponents)
+    shifts = [0, 0] if function is np.multiply else [exponent - finest for exponent in exponents]
+    right = context.grid.exponent - finest
+    if right < 0:  # the output is finer: shift further instead
+        shifts = [shifts[0] - right, shifts[1] if function is np.multiply else shifts[1] - right]
+        right = 0
+    if max(*shifts, right) > WIDE_SHIFT:
+        return None
+    first, second = (value.name or "" for value in operands)
+    shift = (shifts[0], shifts[1], right)
+    return [
+        ShiftedPair((first, second), context.name, context.grid, function, shift, *limits, Rounding.HALF_EVEN)
+    ]
+
+
+def _wide_function(context: _Context) -> list[Step] | None:
+    """A function of one tensor of more than 8 bits: as behind a convolution."""
+    segment = context.segment
+    nodes = segment.nodes
+    if len(segment.inputs) != 1 or not is_activation_quantizer(nodes[-1]):
+        return None
+    (source,) = segment.inputs
+    grid, shape = context.graph.grids.get(source), context.graph.shapes.get(source.name or "")
+    if grid is None or grid == INDEX or grid.bits <= 8 or shape is None or len(shape) < 2:
+        return None
+    if not all(node.op_type in APPROXIMATIONS for node in nodes[:-1]):
+        return None
+    if not _scalar_constants(context, nodes[:-1], len(shape)):
+        return None
+    step = fp.power_of_two(grid.exponent)
+    real = Affine(
+        np.full(shape[1], step.numerator, dtype=object), np.zeros(shape[1], dtype=object), step.denominator
+    )
+    finish = Finish(
+        (source.name or "",), context.name, real, nodes, source, context.graph.constants, context.grid
+    )
+    return [finish]
 
 
 def _is_chain(nodes: tuple[ir.Node, ...]) -> bool:
@@ -638,7 +731,7 @@ def _movement(context: _Context) -> list[Step] | None:
     )
     moves, rest = segment.nodes[:count], segment.nodes[count:]
     grids = [context.graph.grids.get(value) for value in segment.inputs]
-    if any(grid is None or grid == INDEX or grid.bits > 8 for grid in grids) or not segment.inputs:
+    if any(grid is None or grid == INDEX for grid in grids) or not segment.inputs:
         return None
     known = [grid for grid in grids if grid is not None]
     if rest and (
@@ -650,8 +743,11 @@ def _movement(context: _Context) -> list[Step] | None:
     if len(read) > 1:
         return None  # the chain reads another tensor too
     entry = read.pop() if rest else segment.output
-    if rest and context.grid.bits > 8:
-        return None
+    wide = any(grid.bits > 8 for grid in known)
+    if wide and not all(node.op_type in CLAMPS for node in rest[:-1]):
+        return None  # a table of 65,536 values of a function
+    if rest and context.chip is not None and (wide or context.grid.bits > 8):
+        return None  # what the chip rounds there was not found
     if not moves and len(segment.inputs) != 1:
         return None
     moved = _moved(context, moves, segment.inputs, entry)
@@ -797,5 +893,7 @@ def _elementwise(context: _Context) -> list[Step] | None:
 
 _Way = Callable[[_Context], list[Step] | None]
 
-_DIALECT_WAYS: tuple[_Way, ...] = (_input, _convolution, _addition, _max_pool, _movement, _elementwise)
+_DIALECT_WAYS: tuple[_Way, ...] = (
+    _input, _convolution, _addition, _max_pool, _movement, _elementwise, _wide_pair, _wide_function,
+)  # fmt: skip
 _CHIP_WAYS: tuple[_Way, ...] = (_input, _chip_convolution, _chip_addition, _max_pool, _movement)

@@ -7,6 +7,7 @@ Conv2D_Relu, Conv2D_Add, FullyConnected_Sigmoid.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -29,6 +30,9 @@ from passes.imx500.geometry import (
 )
 
 Shape = tuple[int, ...]
+
+Wide = Set[ir.Value]
+"""Values of 16 bits, see `passes.imx500.widths`."""
 
 
 class Kind(StrEnum):
@@ -142,11 +146,12 @@ def _clips_at_zero(node: ir.Node) -> bool:
     return low is not None and bool((low >= 0).all())
 
 
-def layers_of(graph: ir.Graph) -> tuple[Layer, ...]:
-    """The layers of a float graph in the order they run."""
+def layers_of(graph: ir.Graph, wide: Wide = frozenset()) -> tuple[Layer, ...]:
+    """The layers of a float graph in the order they run; `wide` are the tensors of 16 bits."""
     nodes = [node for node in data_nodes(graph) if node.op_type not in ("Identity", "Dropout")]
     order = {node: index for index, node in enumerate(nodes)}
     readers = _Readers()
+    readers.wide = wide
     taken: set[ir.Node] = set()
     heads: dict[ir.Node, Layer] = {}
     depths = _depths(nodes)
@@ -163,6 +168,8 @@ def layers_of(graph: ir.Graph) -> tuple[Layer, ...]:
         gelu = gelus.get(node)
         if gelu:
             layer = _make(Kind.ACTIVATION, gelu.erf, list(gelu.nodes), "Gelu")
+        elif swish := _wide_swish(node, readers):
+            layer = _make(Kind.ACTIVATION, node, swish, "Sigmoid")
         else:
             layer = _layer(node, taken, readers)
         heads[layer.parts[-1]] = layer
@@ -273,25 +280,36 @@ def _absorb(node: ir.Node, taken: set[ir.Node], readers: _Readers) -> tuple[list
         parts.append(reader)
         reader = _only_reader(reader, readers)
     if reader is not None and reader.op_type in ACTIVATIONS and reader not in taken:
-        return [*parts, reader], reader.op_type
+        return (parts, "") if _is_wide_table(reader, readers) else ([*parts, reader], reader.op_type)
     swish = _swish(parts[-1].outputs[0], readers)
     if swish:
-        return [*parts, *swish], "Sigmoid"
+        return ([*parts, *swish], "Sigmoid") if swish[-1].outputs[0] not in readers.wide else (parts, "")
     gelu = _gelu_of(parts[-1].outputs[0], readers)
     return ([*parts, *gelu], "Gelu") if gelu else (parts, "")
+
+
+def _is_wide_table(node: ir.Node, readers: _Readers) -> bool:
+    """A table whose result has 16 bits stands alone; ReLU and Clip run with the convolution all the same."""
+    return node.op_type not in CLIPPING_ACTIVATIONS and node.outputs[0] in readers.wide
 
 
 def _with_addition(add: ir.Node, depths: dict[ir.Node, int], readers: _Readers) -> Layer | None:
     """The addition fused with a convolution before it that nothing else reads and nothing bends.
 
     Where both operands come from such a convolution, the one that fewer operations lead to takes it; of two
-    that as many lead to, the first operand's.
+    that as many lead to, the first operand's. The other operand and the sum have 8 bits; how many bits the
+    convolution's own result has does not matter, as it is not stored.
     """
     data = [behind(value) for value in add.inputs if value is not None and not is_constant(value)]
     if len(data) != 2 or shape_of(data[0]) != shape_of(data[1]) or data[0] is data[1]:
         return None
+    clipping = _clipping(add, readers)
+    if [add, *clipping][-1].outputs[0] in readers.wide or add.outputs[0] in readers.wide:
+        return None
     candidates: list[list[ir.Node]] = []
-    for value in data:
+    for value, other in (data, data[::-1]):
+        if other in readers.wide:
+            continue
         chain: list[ir.Node] = []
         producer = value.producer()
         while producer is not None and _only_reader(producer, readers) is not None:
@@ -304,7 +322,7 @@ def _with_addition(add: ir.Node, depths: dict[ir.Node, int], readers: _Readers) 
     if not candidates:
         return None
     chain = min(candidates, key=lambda chain: depths[chain[0]])
-    return _make(kind_of(chain[0]), chain[0], [*chain, add, *_clipping(add, readers)], "", adds=True)
+    return _make(kind_of(chain[0]), chain[0], [*chain, add, *clipping], "", adds=True)
 
 
 def _depths(nodes: list[ir.Node]) -> dict[ir.Node, int]:
@@ -358,7 +376,13 @@ def _only_reader(node: ir.Node, readers: _Readers) -> ir.Node | None:
 
 
 class _Readers(dict[ir.Value, list[ir.Node]]):
-    """Who reads a value, looked through Identity and Dropout; looked up once for each value."""
+    """Who reads a value, looked through Identity and Dropout; looked up once for each value.
+
+    Attributes:
+        wide: the values of 16 bits.
+    """
+
+    wide: Wide = frozenset()
 
     def __missing__(self, value: ir.Value) -> list[ir.Node]:
         found: dict[ir.Node, None] = {}
@@ -387,6 +411,14 @@ def _swish(value: ir.Value, readers: _Readers) -> list[ir.Node]:
     if len(gates) != 1 or len(products) != 1 or _only_reader(gates[0], readers) is not products[0]:
         return []
     return [gates[0], products[0]]
+
+
+def _wide_swish(node: ir.Node, readers: _Readers) -> list[ir.Node]:
+    """The Sigmoid and Mul of x * sigmoid(x) whose result has 16 bits: one table of its own."""
+    if node.op_type not in ("Sigmoid", "HardSigmoid") or node.inputs[0] is None:
+        return []
+    swish = _swish(behind(node.inputs[0]), readers)
+    return swish if swish[:1] == [node] and swish[-1].outputs[0] in readers.wide else []
 
 
 def _gelu_of(x: ir.Value, readers: _Readers) -> list[ir.Node]:

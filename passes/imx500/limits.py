@@ -90,7 +90,13 @@ WEIGHT_BITS = (2, 4, 8)
 """Bit widths of weights."""
 
 ACTIVATION_BITS = (8, 16)
-"""Bit widths of activations; 16 was accepted on one tensor between a convolution and an addition."""
+"""Bit widths of activations; where 16 are taken is said by READS_8_BITS (docs/memory.md has the probes)."""
+
+READS_8_BITS = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
+    "Resize", "Softmax", "LayerNormalization", "BatchNormalization", "ReduceMean", "ReduceSum", "ReduceMax",
+)  # fmt: skip
+"""Operators that take no tensor of 16 bits. Elementwise ones, tables, ReduceL2 and what moves numbers do."""
 
 WEIGHT_QUANTIZERS = (
     "WeightsPOTQuantizer",

@@ -20,8 +20,9 @@ from passes.imx500.schedule import (
     input_persistency,
     schedule_of,
 )
-from passes.imx500.stage import float_view
+from passes.imx500.stage import DEFAULT_BITS, float_view
 from passes.imx500.weights import WeightRow, is_whole_picture, weight_rows
+from passes.imx500.widths import wide_values
 
 EXACT, ESTIMATED = "exact", "estimated"
 
@@ -92,18 +93,23 @@ class MemoryForecast:
         return ()
 
 
-def forecast_memory(model: ir.Model, input_persistency: bool = True) -> MemoryForecast:
+def forecast_memory(
+    model: ir.Model, input_persistency: bool = True, weight_bits: int = DEFAULT_BITS
+) -> MemoryForecast:
     """Forecast the memory of a float graph (as quantization will leave it) or of a vendor-dialect graph.
 
     Args:
         model: shapes inferred, batch 1 or symbolic; lengths that are not known count as 1.
         input_persistency: the input stays in memory while the network runs (the converter's default).
+        weight_bits: what the weights of a float graph will get, wherever the chip stores them so.
     """
-    view = float_view(model)
+    view = float_view(model, weight_bits)
     graph = view.model.graph
-    layers = layers_of(graph)
+    wide = wide_values(view)
+    layers = layers_of(graph, wide)
     weights = weight_rows(layers, view)
-    schedule = schedule_of(graph, layers)
+    inputs = frozenset(real_inputs(graph))
+    schedule = schedule_of(graph, layers, wide, inputs if input_persistency else frozenset())
     persistent = sum(_kept(graph)) if input_persistency else 0
     unused = _unused_by_vectors(graph) if input_persistency else 0
     if input_persistency:

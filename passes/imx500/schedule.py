@@ -7,7 +7,7 @@ its own copies it, and both copies are alive during that step. docs/memory.md sh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from passes.graph import real_inputs
 from passes.imx500.geometry import Window, behind, ceil_div, even, is_polyphase, round_up, window
-from passes.imx500.layers import Kind, Layer, Shape, channels_of, shape_of
-from passes.imx500.weights import LANES, is_whole_picture
+from passes.imx500.layers import Kind, Layer, Shape, Wide, channels_of, shape_of
+from passes.imx500.weights import LANES, has_weights, is_whole_picture
 
 
 class Layout(StrEnum):
@@ -59,9 +59,14 @@ class Step:
 
 @dataclass
 class Schedule:
-    """The steps in order and every buffer, with `first` and `last` filled in."""
+    """The steps in order and every buffer, with `first` and `last` filled in.
+
+    Attributes:
+        kept: inputs that stay in memory for the whole run.
+    """
 
     steps: list[Step]
+    kept: Set[ir.Value] = frozenset()
     buffers: list[Buffer] = field(default_factory=list)
 
     def settle(self) -> None:
@@ -106,9 +111,11 @@ class Schedule:
         return most, at
 
     def live_bytes(self) -> list[int]:
-        """Bytes alive during each step, scratch included."""
+        """Bytes alive during each step, scratch included, kept inputs left out."""
         change = [0] * (len(self.steps) + 1)
         for buffer in self.buffers:
+            if buffer.tensor in self.kept and not self.steps[max(buffer.first, 0)].reads:
+                continue  # the input itself, no copy of it: it stays, whoever reads it last
             change[max(buffer.first, 0)] += buffer.bytes
             change[buffer.last + 1] -= buffer.bytes
         total, result = 0, []
@@ -122,28 +129,33 @@ PLACE = 1_024
 """Buffers begin at multiples of it."""
 
 
-def bytes_of(shape: Shape, layout: Layout) -> int:
-    """Bytes of a tensor (without batch) of 8-bit numbers in a layout.
+def bytes_of(shape: Shape, layout: Layout, width: int = 1) -> int:
+    """Bytes of a tensor (without batch) in a layout.
 
     A tensor that is no picture (rank 3 without the batch) has its last axis rounded up, or, from four axes
     on, the axis where that costs least.
+
+    Args:
+        width: bytes of a number, 1 or 2; what is rounded up to 32 is bytes, not numbers.
     """
     if len(shape) > 3:
-        packed = _product(shape)
-        return packed if layout is Layout.PACKED else min(packed // n * round_up(n) for n in shape)
+        packed = _product(shape) * width
+        if layout is Layout.PACKED:
+            return packed
+        return min(packed // (n * width) * round_up(n * width) for n in shape)
     if len(shape) < 3:
         *outer, inner = shape or (1,)
-        return _product(outer) * (inner if layout is Layout.PACKED else round_up(inner))
+        return _product(outer) * (inner * width if layout is Layout.PACKED else round_up(inner * width))
     channels, rows, columns = shape
     match layout:
         case Layout.CHANNELS:
-            return round_up(channels) * rows * columns
+            return round_up(channels * width) * rows * columns
         case Layout.ROWS:
-            return channels * round_up(rows) * columns
+            return channels * round_up(rows * width) * columns
         case Layout.COLUMNS | Layout.WIDE:
-            return channels * rows * round_up(columns)
+            return channels * rows * round_up(columns * width)
         case Layout.PACKED:
-            return channels * rows * columns
+            return channels * rows * columns * width
 
 
 def _product(numbers: Iterable[int]) -> int:
@@ -176,14 +188,21 @@ COLUMN_KERNEL = 17
 """Largest kernel seen to write by columns; one of 31 writes channels."""
 
 
-def schedule_of(graph: ir.Graph, layers: tuple[Layer, ...]) -> Schedule:
-    """The schedule in graph order; copies of skipped tensors run when that keeps the peak lowest."""
-    builder = _Builder(graph)
+def schedule_of(
+    graph: ir.Graph, layers: tuple[Layer, ...], wide: Wide = frozenset(), kept: Set[ir.Value] = frozenset()
+) -> Schedule:
+    """The schedule in graph order; copies of skipped tensors run when that keeps the peak lowest.
+
+    Args:
+        wide: the tensors of 16 bits.
+        kept: inputs that stay in memory for the whole run: a copy that is made early frees nothing.
+    """
+    builder = _Builder(graph, wide)
     for layer in layers:
         builder.add(layer)
     for output in graph.outputs:
         builder.deliver(output)
-    schedule = Schedule(builder.steps)
+    schedule = Schedule(builder.steps, kept)
     schedule.settle()
     _hoist(schedule)
     return schedule
@@ -231,15 +250,17 @@ def _peak(live: list[int]) -> tuple[int, int, int]:
 class _Builder:
     """Adds the steps of one layer after another and keeps the copies that exist of each tensor."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, wide: Wide) -> None:
+        self.wide = wide
         self.steps: list[Step] = []
         self.copies: dict[ir.Value, dict[Layout, Buffer]] = {}
+        self.casts: dict[ir.Value, dict[Layout, Buffer]] = {}
+        """Tensors in the width that they are not stored in."""
         self.resizes: dict[ir.Value, Step] = {}
         """Output of a resize -> the first step it takes."""
         for value in real_inputs(graph):
-            buffer = Buffer(
-                value, value.name or "input", bytes_of(shape_of(value), Layout.COLUMNS), Layout.COLUMNS
-            )
+            size = bytes_of(shape_of(value), Layout.COLUMNS, self._width(value))
+            buffer = Buffer(value, value.name or "input", size, Layout.COLUMNS)
             self.copies[value] = {Layout.COLUMNS: buffer}
             self.steps.append(Step(buffer.name, [], [buffer]))
 
@@ -254,7 +275,8 @@ class _Builder:
             case Kind.NORM if layer.main.op_type == "InstanceNormalization":
                 self._instance_norm(layer)
             case Kind.ELEMENTWISE | Kind.CONCAT:
-                self._run(layer, self._cheapest(layer))
+                width = self._runs_in(layer)
+                self._run(layer, self._cheapest(layer, width), width=width)
             case Kind.REDUCE if layer.main.op_type == "ArgMax":
                 self._run(layer, Layout.ROWS)
             case Kind.REDUCE if _is_spatial(layer):
@@ -264,7 +286,8 @@ class _Builder:
                 indices = bytes_of(shape_of(layer.outputs[0]), Layout.CHANNELS)
                 self._run(layer, Layout.CHANNELS, indices)
             case Kind.ACTIVATION | Kind.REDUCE | Kind.OTHER:
-                self._run(layer, self._present(layer.inputs[0]) if layer.inputs else Layout.CHANNELS)
+                present = self._present(layer.inputs[0]) if layer.inputs else Layout.CHANNELS
+                self._run(layer, present, width=self._runs_in(layer))
             case Kind.GROUPED:
                 self._run(layer, Layout.CHANNELS, _depthwise_scratch(layer))
             case Kind.RESIZE:
@@ -274,31 +297,81 @@ class _Builder:
             case _:
                 self._run(layer, Layout.CHANNELS)
 
-    def _run(self, layer: Layer, layout: Layout, scratch: int = 0) -> None:
-        reads = [self._in(value, layout) for value in layer.inputs]
-        self._write(layer, reads, layout, scratch)
+    def _width(self, value: ir.Value) -> int:
+        """Bytes of a number of the stored tensor."""
+        return 2 if value in self.wide else 1
 
-    def _write(self, layer: Layer, reads: list[Buffer], layout: Layout, scratch: int = 0) -> None:
+    def _runs_in(self, layer: Layer) -> int:
+        """Bytes of the numbers that a layer works on: 2 where anything that it reads or makes has 16 bits.
+
+        A concatenation works in the width of its result; convolutions, pools, resizes, reductions, norms and
+        softmax read 8 bits (`passes.imx500.rules.quantizers`).
+        """
+        if layer.kind is Kind.CONCAT:
+            return max(self._width(value) for value in layer.outputs)
+        if layer.kind is Kind.REDUCE or layer.main.op_type == "Softmax":
+            return 1
+        if layer.kind is Kind.OTHER:
+            return max((self._width(value) for value in layer.inputs), default=1)
+        return max(self._width(value) for value in (*layer.inputs, *layer.outputs))
+
+    def _run(self, layer: Layer, layout: Layout, scratch: int = 0, width: int = 1) -> None:
+        reads = [self._in(self._cast(value, width), layout, width) for value in layer.inputs]
+        self._write(layer, reads, layout, scratch, None if has_weights(layer) else width)
+
+    def _write(
+        self, layer: Layer, reads: list[Buffer], layout: Layout, scratch: int = 0, width: int | None = None
+    ) -> None:
+        """The layer's step, and a copy in the stored width where it works in another.
+
+        Args:
+            width: bytes of the numbers it works on; None for what writes any width, as convolutions do.
+        """
         writes = []
         for output in layer.outputs:
-            buffer = Buffer(output, output.name or layer.name, bytes_of(shape_of(output), layout), layout)
-            self.copies.setdefault(output, {})[layout] = buffer
-            writes.append(buffer)
+            made = self._width(output) if width is None else width
+            size = bytes_of(shape_of(output), layout, made)
+            writes.append(Buffer(output, output.name or layer.name, size, layout))
         self.steps.append(Step(layer.name, reads, writes, scratch))
+        for output, buffer in zip(layer.outputs, writes, strict=True):
+            if width is not None and width != self._width(output):
+                size = bytes_of(shape_of(output), layout, self._width(output))
+                stored = Buffer(output, f"{buffer.name} in {8 * self._width(output)} bits", size, layout)
+                self.steps.append(Step(stored.name, [buffer], [stored]))
+                buffer = stored
+            self.copies.setdefault(output, {})[layout] = buffer
+
+    def _copies(self, value: ir.Value, width: int) -> dict[Layout, Buffer]:
+        """The copies of a tensor in a width."""
+        place = self.copies if width == self._width(value) else self.casts
+        return place.setdefault(value, {})
+
+    def _cast(self, value: ir.Value, width: int) -> ir.Value:
+        """See to it that the tensor exists in a width: the copy is made right behind the tensor itself."""
+        stored = next(iter(self.copies.get(value, {}).values()), None)
+        if width == self._width(value) or stored is None or self._copies(value, width):
+            return value
+        size = bytes_of(shape_of(value), stored.layout, width)
+        buffer = Buffer(value, f"{stored.name} in {8 * width} bits", size, stored.layout)
+        made = next(at for at, step in enumerate(self.steps) if any(b is stored for b in step.writes))
+        self.steps.insert(made + 1, Step(buffer.name, [stored], [buffer]))
+        self._copies(value, width)[stored.layout] = buffer
+        return value
 
     def _present(self, value: ir.Value) -> Layout:
         return next(iter(self.copies.get(value, {Layout.CHANNELS: None})))
 
-    def _in(self, value: ir.Value, layout: Layout) -> Buffer:
-        """The tensor in a layout; a copy is made where it does not lie so (a vector is the same in all).
+    def _in(self, value: ir.Value, layout: Layout, width: int = 1) -> Buffer:
+        """The tensor in a layout and a width; a copy is made where it lies in another layout.
 
-        Each reader has a copy of its own: no insight file has a copy that is read twice.
+        A vector is the same in all layouts. Each reader has a copy of its own: no insight file has a copy
+        that is read twice.
         """
-        copies = self.copies.setdefault(value, {})
+        copies = self._copies(value, width)
         if layout in copies:
             return copies[layout]
         source = next(iter(copies.values()), None)
-        size = bytes_of(shape_of(value), layout)
+        size = bytes_of(shape_of(value), layout, width)
         if source is not None and len(shape_of(value)) != 3:
             return source
         buffer = Buffer(value, value.name or "", size, layout)
@@ -315,7 +388,7 @@ class _Builder:
         self.steps.extend(steps)
         return buffer
 
-    def _cheapest(self, layer: Layer) -> Layout:
+    def _cheapest(self, layer: Layer, width: int) -> Layout:
         """The smallest of channels, rows and wide, and of columns where the first picture lies so.
 
         Columns (rows for a concatenation) come first where they are no larger, and columns where all pictures
@@ -329,10 +402,12 @@ class _Builder:
         choices = [Layout.CHANNELS, Layout.ROWS, Layout.WIDE]
         if present[:1] == [Layout.COLUMNS]:
             choices.insert(0, Layout.ROWS if layer.kind is Kind.CONCAT else Layout.COLUMNS)
-        chosen = _smallest(shapes, choices)
+        chosen = _smallest(shapes, choices, width)
         if layer.kind is Kind.CONCAT or Layout.COLUMNS in present:
             return chosen
-        sizes = [sum(bytes_of(shape, layout) for shape in shapes) for layout in (chosen, Layout.CHANNELS)]
+        sizes = [
+            sum(bytes_of(shape, layout, width) for shape in shapes) for layout in (chosen, Layout.CHANNELS)
+        ]
         return chosen if sizes[0] < WORTH_COPYING * sizes[1] else Layout.CHANNELS
 
     def _tokens(self, layer: Layer) -> None:
@@ -510,16 +585,17 @@ class _Builder:
 
     def deliver(self, value: ir.Value) -> None:
         """An output leaves packed, by way of its first axis rounded up (rows if it has one channel)."""
-        shape = shape_of(value)
+        shape, width = shape_of(value), self._width(behind(value))
         source = next(iter(self.copies.get(behind(value), {}).values()), None)
         if source is None or len(shape) < 2:
             return
+        rounded = round_up(shape[0] * width) * _product(shape[1:])
         if len(shape) == 2:
-            first, sizes = Layout.CHANNELS, (round_up(shape[0]) * shape[1], shape[0] * round_up(shape[1]))
+            first, sizes = Layout.CHANNELS, (rounded, shape[0] * round_up(shape[1] * width))
         else:
             first = Layout.ROWS if len(shape) == 3 and shape[0] == 1 else Layout.CHANNELS
-            rounded = round_up(shape[0]) * _product(shape[1:]) if len(shape) > 3 else bytes_of(shape, first)
-            sizes = (rounded, _product(shape))
+            by_axis = rounded if len(shape) > 3 else bytes_of(shape, first, width)
+            sizes = (by_axis, _product(shape) * width)
         for layout, size in zip((first, Layout.PACKED), sizes, strict=True):
             buffer = Buffer(value, f"{value.name} {layout}", size, layout)
             self.steps.append(Step(buffer.name, [source], [buffer]))
@@ -548,10 +624,10 @@ TURNED_PIXELS = 32_768
 """Pixels up to which one copy suffices: any number between those of `_turned` would do."""
 
 
-def _smallest(shapes: Iterable[Shape], layouts: Iterable[Layout]) -> Layout:
+def _smallest(shapes: Iterable[Shape], layouts: Iterable[Layout], width: int = 1) -> Layout:
     """The layout in which the tensors take least, the first of equals."""
     sizes = list(shapes)
-    return min(layouts, key=lambda layout: sum(bytes_of(shape, layout) for shape in sizes))
+    return min(layouts, key=lambda layout: sum(bytes_of(shape, layout, width) for shape in sizes))
 
 
 def _is_spatial(layer: Layer) -> bool:

@@ -8,7 +8,7 @@ values, so that what is found there can be named to the user.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -27,29 +27,53 @@ class FloatView:
     Attributes:
         model: float graph with inferred shapes, batch 1.
         weight_bits: bits of each quantized constant, by the name of its value.
+        activation_bits: bits of each quantized tensor, by the name of the value before its quantizer.
+        other_weights: bits of the weights without a quantizer.
     """
 
     model: ir.Model
     weight_bits: Mapping[str, int]
+    activation_bits: Mapping[str, int] = field(default_factory=dict)
+    other_weights: int = DEFAULT_BITS
 
     def bits_of(self, value: ir.Value | None) -> int:
         name = "" if value is None else value.name or ""
-        return self.weight_bits.get(name, DEFAULT_BITS)
+        return self.weight_bits.get(name, self.other_weights)
+
+    def is_wide(self, value: ir.Value) -> bool:
+        """A quantizer gives the value more than 8 bits."""
+        return self.activation_bits.get(value.name or "", DEFAULT_BITS) > DEFAULT_BITS
 
 
-def float_view(model: ir.Model) -> FloatView:
-    """The view; a float graph is its own, a vendor-dialect graph is copied without its weights' numbers."""
+def float_view(model: ir.Model, weight_bits: int = DEFAULT_BITS) -> FloatView:
+    """The view; a float graph is its own, a vendor-dialect graph is copied without its weights' numbers.
+
+    `weight_bits` is what the weights of a float graph will get.
+    """
     if not is_quantized(model):
-        return FloatView(model, {})
-    bits = {
-        node.inputs[0].name or "": node.attributes["num_bits"].as_int()
-        for node in model.graph
-        if is_quantizer(node)
-        and node.op_type.startswith("Weights")
-        and node.inputs[0] is not None
-        and "num_bits" in node.attributes
-    }
-    return FloatView(_without_quantizers(model), bits)
+        return FloatView(model, {}, other_weights=weight_bits)
+    weights: dict[str, int] = {}
+    activations: dict[str, int] = {}
+    for node in model.graph:
+        bits = node.attributes.get_int("num_bits") if is_quantizer(node) else None
+        if bits is None or node.inputs[0] is None:
+            continue
+        if node.op_type.startswith("Weights"):
+            weights[node.inputs[0].name or ""] = bits
+        else:
+            # Of two quantizers in a row the wider one says how the tensor is stored.
+            name = behind_quantizers(node.inputs[0]).name or ""
+            activations[name] = max(bits, activations.get(name, 0))
+    return FloatView(_without_quantizers(model), weights, activations)
+
+
+def behind_quantizers(value: ir.Value) -> ir.Value:
+    """The value itself, or what the quantizers before it read."""
+    producer = value.producer()
+    while producer is not None and is_quantizer(producer) and producer.inputs[0] is not None:
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
 
 
 LARGE = 4_096

@@ -34,7 +34,7 @@ from passes.imx500.layers import (
     is_unsigned,
     shape_of,
 )
-from passes.imx500.stage import FloatView
+from passes.imx500.stage import DEFAULT_BITS, FloatView
 
 TABLE = 512
 """Bytes of a fused look-up table (and of the table of a fused addition)."""
@@ -43,7 +43,7 @@ TABLE_ALONE = 576
 """Bytes of a look-up table that is a layer of its own."""
 
 SLOPE = 64
-"""Bytes of LeakyRelu's slope."""
+"""Bytes of LeakyRelu's slope; a result of 16 bits takes a table besides."""
 
 SOFTMAX = 1_024
 AVERAGE = 1_024
@@ -115,7 +115,7 @@ def layer_bytes(layer: Layer, view: FloatView) -> int:
         case "AveragePool":
             return 0 if is_global(layer) else AVERAGE
         case "LeakyRelu":
-            return SLOPE
+            return SLOPE + (TABLE_ALONE if view.is_wide(layer.outputs[0]) else 0)
         case "GatherElements":
             return round_up(_elements(layer.outputs[0])) + ELEMENTWISE
         case "MatMul":
@@ -195,13 +195,33 @@ def _convolution(layer: Layer, view: FloatView) -> int:
         per_channel = copies * (BIAS + REQUANTIZATION) * round_up(channels)
     else:
         kernel = dense_kernel(sides[1], out, found.kernel, found.strides)
-    if sides[1] * found.group > INPUT_CHANNELS:
-        kernel = kernel * bits // 8
-    return kernel + per_channel + _fused(layer)
+    return _narrowed(kernel, layer, sides, bits) + per_channel + _fused(layer)
+
+
+def _narrowed(kernel: int, layer: Layer, sides: tuple[int, ...], bits: int) -> int:
+    """Bytes that a kernel of so many 8-bit bytes keeps with weights of `bits` bits.
+
+    A dense convolution of fewer than 32 channels (behind the split of its stride) keeps the room of 8 bits. A
+    depthwise one has its channels rounded up to 64 with 4 bits, to 128 with 2.
+    """
+    found = window(layer.main)
+    if found is None or bits == DEFAULT_BITS:
+        return kernel
+    if sides[1] * found.group <= INPUT_CHANNELS:
+        return kernel
+    narrow = kernel * bits // DEFAULT_BITS
+    if layer.kind is Kind.GROUPED and sides[1] == 1:
+        rounded = round_up(found.group, LANES * DEFAULT_BITS // bits)
+        return narrow // round_up(found.group) * rounded
+    if layer.kind is not Kind.CONVOLUTION:
+        return narrow
+    split = is_polyphase(sides[1], sides[0], found.kernel, found.strides)
+    phases = found.strides[0] * found.strides[1] if split else 1
+    return kernel if sides[1] * phases < LANES else narrow
 
 
 INPUT_CHANNELS = 3
-"""The first convolution of a picture keeps 8-bit weights whatever the quantizer says."""
+"""The first convolution of a picture keeps the room of 8-bit weights whatever the quantizer says."""
 
 
 def dense_kernel(inner: int, out: int, kernel: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.representative import HELD_OUT, RepresentativeSet, delivered, load_representative
+from calib.representative import (
+    CALIBRATION,
+    HELD_OUT,
+    HELD_OUT_PART,
+    RepresentativeSet,
+    delivered,
+    load_representative,
+)
 from passes.contract import InputContract, centred, raw
 from passes.errors import InputError
 
@@ -52,21 +59,21 @@ def test_builtin_needs_no_files_and_is_seeded() -> None:
     assert "seed 3" in one.how
     # Photographs, not flat areas: most crops have contrast.
     assert np.median(one.pictures.std(axis=(1, 2, 3))) > 20
-    shown = {s.name for s in one.sources if not s.held_out}
-    hidden = {s.name for s in one.sources if s.held_out}
+    shown = {s.name for s in one.sources if s.part == CALIBRATION}
+    hidden = {s.name for s in one.sources if s.part == HELD_OUT_PART}
     assert shown
     assert hidden
     assert not shown & hidden
 
 
 def test_folder_is_read_recursively_and_split_by_picture(folder: Path) -> None:
-    one = load_representative(str(folder), CONTRACT, 12, seed=0)
+    one = load_representative(str(folder), CONTRACT, 12, seed=0, deciding=2)
     assert len(one.sources) == 8
     assert {s.name for s in one.sources} >= {"0.png", "deep/er/1.png"}
     assert one.sources[0].sha256 == hashlib.sha256((folder / one.sources[0].name).read_bytes()).hexdigest()
     number = {s.name: int(Path(s.name).stem) for s in one.sources}
-    assert reds(one.pictures) == {number[s.name] for s in one.sources if not s.held_out}
-    assert reds(one.held_out) == {number[s.name] for s in one.sources if s.held_out}
+    assert reds(one.pictures) == {number[s.name] for s in one.sources if s.part == CALIBRATION}
+    assert reds(one.held_out) == {number[s.name] for s in one.sources if s.part == HELD_OUT_PART}
     assert str(folder.parent) not in one.how
 
 
@@ -76,7 +83,7 @@ def test_other_formats_and_modes_are_read(tmp_path: Path) -> None:
     save(tmp_path / "c.webp", 30)
     save(tmp_path / "d.jpeg", 40, mode="L")
     save(tmp_path / "e.png", 50, mode="P")
-    assert len(load_representative(str(tmp_path), CONTRACT, 10).sources) == 5
+    assert len(load_representative(str(tmp_path), CONTRACT, 10, deciding=1).sources) == 5
 
 
 def test_a_small_picture_is_scaled_up(tmp_path: Path) -> None:
@@ -100,7 +107,9 @@ def test_crops_are_native_and_scaled_down(tmp_path: Path) -> None:
     """A checkerboard of single pixels survives a native crop and greys out in a scaled one."""
     board = ((np.indices((300, 300)).sum(0) % 2) * 255).astype(np.uint8)
     for index in range(4):
-        Image.fromarray(np.stack([board] * 3, axis=-1)).save(tmp_path / f"{index}.png")
+        pixels = np.stack([board] * 3, axis=-1)
+        pixels[0, 0] = index  # no two are the same picture
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     contrast = load_representative(str(tmp_path), centred(3, 32, 32), 40).pictures.std(axis=(1, 2, 3))
     assert 8 < (contrast > 120).sum() < 32
 

@@ -96,7 +96,8 @@ def test_the_pipeline_is_printed(capsys):
     assert [line.split()[1] for line in lines] == [
         "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "explicit-pads",
         "floor-pools", "fold-batchnorm", "fold-input", "remove-dead", "fix",
-        "check", "calibration", "quantize", "train", "check-quantized", "agreement", "convert", "package",
+        "check", "calibration", "equalise", "quantize", "widths", "search", "check-quantized", "agreement",
+        "convert", "package",
     ]  # fmt: skip
 
 

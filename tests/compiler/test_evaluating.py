@@ -16,6 +16,7 @@ from pycocotools import mask as codes
 from rich.console import Console
 from torch import nn
 
+from calib.representative import content_hashes
 from compiler import evaluating
 from compiler.evaluating import EvaluationResult, evaluate_model, tables
 from compiler.package import FORMAT
@@ -29,6 +30,7 @@ from student.evaluate import iou, predictor
 from student.instances import load_instances
 from student.networks import PicoSAM2
 from tests.compiler.simulator.simulator_graphs import Dialect
+from tests.compiler.small_packages import packaged, red_finder
 from tests.graphs import model, node
 from tests.pictures import write_coco
 
@@ -150,6 +152,24 @@ def test_a_quantized_graph_and_a_package(tmp_path: Path, coco: Path, red: np.nda
     assert scored(package, coco).model.file == "package/model_quant.onnx"
     inverted = scored(package, coco, float_graph=True, against=package)
     assert inverted.model.file == "package/model.onnx"
+
+
+def test_pictures_that_were_calibrated_on_are_told(tmp_path: Path, coco: Path) -> None:
+    source = f"coco:{coco}"
+    first = min(content_hashes(source, "train2017"))
+    card = {
+        "sources": [{"name": "train/7.jpg", "content": first}, {"name": "other.jpg", "content": "0" * 64}]
+    }
+    told = packaged(tmp_path / "told", red_finder(), calibration=card)
+    notes = scored(told, coco).notes
+    assert [
+        note
+        for note in notes
+        if "1 of these pictures were calibrated on, trained on or decided by (train/7.jpg)" in note
+    ]
+    card["sources"][0]["content"] = "1" * 64
+    apart = packaged(tmp_path / "apart", red_finder(), calibration=card)
+    assert not [note for note in scored(apart, coco).notes if "calibrated" in note]
 
 
 def test_the_numbers_of_the_compiled_file(tmp_path: Path, coco: Path, red: np.ndarray) -> None:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 
-from calib.qat.choice import Choice, Tried
 from compiler import raspberry_pi, report
 from compiler.agreement import Agreement, OutputAgreement
 from compiler.checking import check_graph
 from compiler.driver import _manifest_facts
+from compiler.quantizing.judge import Drop
+from compiler.quantizing.search import Choice, Tried
+from compiler.quantizing.widths import Option, Widths
 from compiler.result import CompileResult, Output, SizeResult, StepTime, VendorFigures
 from compiler.simulator.fixedpoint import Grid
 from passes import contract as contracts
+from passes.equalise import Equalisation, EqualisedTensor
 from passes.imx500.fixes import AppliedFix, Exactness
 from passes.imx500.macs import LayerCost
 from passes.pipeline import apply_all
 from tests.graphs import model, node
 
 WHEN = "2026-01-02T03:04:05+00:00"
+
+
+TRIED = (
+    Tried("mct-ptq", "32 crops", 0.98125, Drop(0.1, -0.05, 0.25, "measured"), 7.0),
+    Tried("brevitas-qat", "512 crops", 0.97, Drop(3.0, math.nan, math.nan, "bound"), None),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +56,10 @@ def result() -> CompileResult:
         contract=contracts.centred(3, 16, 16),
         seed=7,
         quantizer="brevitas-qat",
-        choice=Choice("mct-ptq", 64, (Tried("mct-ptq", 0.98125, 7.0), Tried("brevitas-qat", 0.97, None))),
-        calibration={"how": "by hand", "sources": [{"name": "a.png", "sha256": "01", "held_out": True}]},
+        choice=Choice("mct-ptq", 64, 32, 0.5, True, TRIED),
+        widths=Widths("mixed", 9000, {"a": 4, "b": 8}, (Option("a", 4, 0.001, 64),)),
+        equalised=Equalisation((EqualisedTensor("h", 8, 1, 2.5, 0.5), EqualisedTensor("r", 8, 0, 0.1, 0.1))),
+        calibration={"how": "by hand", "sources": [{"name": "a.png", "sha256": "01", "part": "held out"}]},
         check=check_graph(graph),
         outputs=(Output("y", (1, 8, 16, 16), Grid(-3, 8, True), ("N", "C", "H", "W")),),
         agreement=Agreement(16, (OutputAgreement("y", "mask-iou", 0.987654, float("inf")),)),
@@ -63,12 +75,28 @@ def test_json_holds_the_block_of_check_and_is_strict(result):
     assert document["check"] == json.loads(json.dumps(result.check.to_json()))
     assert document["schema"] == 1
     assert document["seed"] == 7
-    assert document["quantization"] == {
-        "kept": "mct-ptq", "pictures": 64, "kind": "measured", "tried": [
-            {"quantizer": "mct-ptq", "agreement": 0.98125, "seconds": 7.0},
-            {"quantizer": "brevitas-qat", "agreement": 0.97, "seconds": None},
-        ],
-    }  # fmt: skip
+    found = document["quantization"]
+    assert (found["kept"], found["crops"], found["pictures"]) == ("mct-ptq", 64, 32)
+    assert (found["max_drop"], found["met"], found["kind"]) == (0.5, True, "measured")
+    assert found["tried"] == [
+        {
+            "quantizer": "mct-ptq",
+            "settings": "32 crops",
+            "agreement": 0.98125,
+            "drop": {"points": 0.1, "low": -0.05, "high": 0.25, "kind": "measured"},
+            "seconds": 7.0,
+        },
+        {
+            "quantizer": "brevitas-qat",
+            "settings": "512 crops",
+            "agreement": 0.97,
+            "drop": {"points": 3.0, "low": None, "high": None, "kind": "bound"},
+            "seconds": None,
+        },
+    ]
+    assert document["weights"]["bits"] == {"a": 4, "b": 8}
+    assert document["equalised"]["channels"] == 1
+    assert [one["name"] for one in document["equalised"]["tensors"]] == ["h"]
     assert document["outputs"][0] == {
         "name": "y", "shape": [1, 8, 16, 16], "dtype": "int8", "step": 0.125, "order": ["N", "C", "H", "W"],
     }  # fmt: skip
@@ -164,6 +192,14 @@ def test_the_manifest_names_the_quantizer_that_was_kept(result):
 
 
 def test_the_summary_says_which_quantizer_was_kept_and_what_each_reached(result):
-    text = dict(report.summary_rows(result))["Quantizer"]
-    assert text.startswith("mct-ptq kept")
-    assert "mct-ptq 0.9812 (7 s), brevitas-qat 0.9700 (cached)" in text
+    rows = report.summary_rows(result)
+    place = [name for name, _ in rows].index("Quantizer")
+    texts = [text for _, text in rows[place : place + 3]]
+    assert texts[0].startswith(
+        "mct-ptq kept; --max-drop 0.5 met (measured by the exact simulator on 64 crops"
+    )
+    assert texts[1] == (
+        "mct-ptq, 32 crops: agreement 0.9812, drop +0.10 (-0.05 to +0.25) points of mIoU, 7 s"
+    )
+    assert texts[2] == "brevitas-qat, 512 crops: agreement 0.9700, drop at most 3.00 points, cached"
+    assert dict(rows)["Weights"].startswith("1 layer of 8 bits, 1 layer of 4 bits for at most 0.01 MB")

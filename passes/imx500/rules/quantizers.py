@@ -9,8 +9,15 @@ import onnx_ir as ir
 from passes.diagnostics import Severity
 from passes.graph import is_quantizer
 from passes.imx500.geometry import is_constant
-from passes.imx500.limits import ACTIVATION_BITS, ACTIVATION_QUANTIZERS, WEIGHT_BITS, WEIGHT_QUANTIZERS
+from passes.imx500.limits import (
+    ACTIVATION_BITS,
+    ACTIVATION_QUANTIZERS,
+    READS_8_BITS,
+    WEIGHT_BITS,
+    WEIGHT_QUANTIZERS,
+)
 from passes.imx500.rules.registry import Found, quantized_rule, tensor_rule
+from passes.imx500.widths import CARRYING
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second input is a weight when it is a constant."""
@@ -71,6 +78,52 @@ def activation_bits(node: ir.Node) -> Found | None:
     """
     fix = f"quantize the activations to {min(ACTIVATION_BITS)} bits"
     return _other_width(node, ACTIVATION_BITS, fix) if _on_activations(node) else None
+
+
+@quantized_rule("signed-16-bit")
+def wide_activations_are_signed(node: ir.Node) -> Found | None:
+    """Activations of 16 bits are signed.
+
+    Fix: quantize the tensor signed, or to 8 bits.
+    """
+    bits, signed = (node.attributes.get_int(name) for name in ("num_bits", "signed"))
+    return Found(f"num_bits = {bits}, signed = 0") if _is_wide(node) and signed == 0 else None
+
+
+@quantized_rule("reads-8-bit")
+def wide_activations_are_read_by(node: ir.Node) -> Found | None:
+    """Tensors of 16 bits are not read by {READS_8_BITS}.
+
+    Fix: quantize the tensor to 8 bits, or put the 16 bits on what only additions, other elementwise
+    operators, functions, concatenations and outputs read.
+    """
+    if not _is_wide(node):
+        return None
+    reader = reader_of_8_bits(node.outputs[0])
+    bits = node.attributes.get_int("num_bits")
+    return None if reader is None else Found(f"num_bits = {bits}, read by {reader.name} ({reader.op_type})")
+
+
+def _is_wide(node: ir.Node) -> bool:
+    """A quantizer of activations to more than 8 bits, of a width that exists."""
+    bits = node.attributes.get_int("num_bits") if _on_activations(node) else None
+    return bits in ACTIVATION_BITS and bits != min(ACTIVATION_BITS)
+
+
+def reader_of_8_bits(value: ir.Value) -> ir.Node | None:
+    """The first operator that takes 8 bits only and gets the numbers of `value` as they are, or None."""
+    seen, pending = set[ir.Value](), [value]
+    while pending:
+        current = pending.pop(0)
+        if current in seen:
+            continue
+        seen.add(current)
+        for node, index in current.uses():
+            if node.op_type in READS_8_BITS and (index == 0 or node.op_type == "MatMul"):
+                return node
+            if node.op_type in CARRYING and index == 0:
+                pending.extend(node.outputs)
+    return None
 
 
 def _other_width(quantizer: ir.Node, taken: tuple[int, ...], fix: str) -> Found | None:

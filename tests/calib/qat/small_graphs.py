@@ -10,6 +10,8 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from calib.restore import _infer_shapes, _is_arithmetic
+from calib.thresholds import WEIGHTS, with_representable_thresholds
+from calib.widths import with_widths
 from passes.graph import from_proto, is_quantizer, load, to_proto
 
 FIXTURES = sorted((Path(__file__).parents[2] / "compiler" / "simulator" / "fixtures").glob("*.onnx"))
@@ -17,7 +19,7 @@ SHAPE = (3, 8, 8)
 
 
 def fixture(name: str) -> ir.Model:
-    """With batch 1, and the exporter's arithmetic on sizes folded, as calib.restore leaves a graph."""
+    """With batch 1, the exporter's arithmetic on sizes folded, and thresholds the chip represents."""
     model = load(next(path for path in FIXTURES if path.stem == name))
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
@@ -26,7 +28,12 @@ def fixture(name: str) -> ir.Model:
         _infer_shapes(model)
         optimizer.fold_constants(model, should_fold=_is_arithmetic)
         common.RemoveUnusedNodesPass()(model)
-    return model
+    return with_representable_thresholds(model)
+
+
+def everywhere(model: ir.Model, bits: int) -> ir.Model:
+    """With weights of `bits` bits, also where the chip would store 8."""
+    return with_widths(model, {node.name or "": bits for node in model.graph if node.op_type in WEIGHTS})
 
 
 def without_quantizers(model: ir.Model) -> ir.Model:

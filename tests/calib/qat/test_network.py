@@ -12,15 +12,15 @@ import torch
 from calib.ptq import mct_ptq
 from calib.qat.export import export, held
 from calib.qat.network import WEIGHTS, Network, to_network
-from calib.qat.widths import with_weight_bits
 from calib.representative import delivered, load_representative
+from calib.thresholds import representable, with_representable_thresholds
 from compiler.dialect import quantized_weight
 from compiler.frontend import load_model
 from compiler.simulator.engine import compile_program
 from passes.errors import InputError
 from passes.graph import const_array, from_proto, set_constant, to_bytes, to_proto
 from passes.pipeline import apply_all
-from tests.calib.qat.small_graphs import FIXTURES, fixture, pictures
+from tests.calib.qat.small_graphs import FIXTURES, everywhere, fixture, pictures
 
 CHECKPOINT = Path(__file__).parents[3] / "student" / "checkpoints" / "picosam2.pt"
 
@@ -91,7 +91,7 @@ def disturbed(model: ir.Model, seed: int) -> Network:
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", ["convolutions", "transposed", "linear", "gate"])
 def test_the_exported_graph_holds_the_integers_brevitas_computes_with(name, bits):
-    model = with_weight_bits(fixture(name), bits, lambda _: True)
+    model = everywhere(fixture(name), bits)
     network = disturbed(model, seed=bits)
     exported = export(network, model)
     nodes = {node.name: node for node in exported.graph}
@@ -134,7 +134,8 @@ def test_a_symmetric_matrix_is_oriented_by_its_node(turned):
     nodes = {node.name: node for node in model.graph}
     quantizer, turn = nodes["/tokens/WeightsSymmetricQuantizer"], nodes["/tokens/layer/Transpose"]
     set_constant(model.graph, quantizer, 0, "symmetric", np.eye(8, dtype=np.float32))
-    set_constant(model.graph, quantizer, 1, "limits", np.linspace(0.6, 2, 8, dtype=np.float32))
+    limits = representable(np.linspace(0.6, 2, 8, dtype=np.float32))
+    set_constant(model.graph, quantizer, 1, "limits", limits)
     if not turned:
         quantizer.attributes["channel_axis"] = ir.AttrInt64("channel_axis", 1)
         ir.convenience.replace_all_uses_with(turn.outputs[0], quantizer.outputs[0])
@@ -168,7 +169,8 @@ def test_the_student_computes_the_exact_simulators_integers():
     loaded = load_model(CHECKPOINT)
     model = apply_all(loaded.model)
     data = load_representative("builtin", loaded.contract, 16)
-    quantized = mct_ptq(model, data, seed=0, progress=lambda phase, share: None)
+    made = mct_ptq(model, data, seed=0, progress=lambda phase, share: None)
+    quantized = with_representable_thresholds(made)
     inputs = delivered(data.held_out[:2], loaded.contract)
     count, different, distance = differences(quantized, to_network(quantized), inputs)
     assert count > 10_000_000

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.chip import ChipConstants, chip_layer_constants
+from compiler.chip import ChipConstants, ChipLayer, chip_layer_constants
 from compiler.chip.constants import multiplier_and_exponent
-from compiler.chip.layouts import kernel_places, pack, unpack
+from compiler.chip.layouts import kernel_places, numbers_of, pack, unpack
 from tests.compiler.simulator.simulator_graphs import Dialect
 
 SHAPE = (1, 4, 5, 5)
@@ -46,8 +46,8 @@ def test_a_convolution_without_bias() -> None:
         (lambda g, x: g.node("Relu", conv(g, x)), "signed quantizer"),
         (lambda g, x: g.node("Conv", x, g.constant(np.ones((4, 4, 1, 1)))), "no quantizer"),
         (
-            lambda g, x: g.node("Conv", x, g.quantized_weights(np.ones((4, 4, 1, 1)), np.ones(4), bits=4)),
-            "4 bits",
+            lambda g, x: g.node("Conv", x, g.quantized_weights(np.ones((4, 4, 1, 1)), np.ones(4), bits=3)),
+            "3 bits",
         ),
         (lambda g, x: (lambda y: g.node("Add", y, g.node("Relu", y)))(conv(g, x)), "one node alone"),
         (
@@ -85,14 +85,43 @@ def test_multipliers(scale: float) -> None:
 
 @given(
     st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3),
-    st.booleans(),
+    st.booleans(), st.sampled_from([8, 4, 2]),
 )  # fmt: skip
 def test_a_kernel_survives_packing(
-    out: int, inner: int, rows: int, columns: int, stride: int, depthwise: bool
+    out: int, inner: int, rows: int, columns: int, stride: int, depthwise: bool, bits: int
 ) -> None:
     shape = (out, 1 if depthwise else inner, rows, columns)
-    weights = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
-    for places in kernel_places(shape, (stride, stride), depthwise=depthwise):
+    half = 2 ** (bits - 1)
+    weights = np.random.default_rng(0).integers(-half, half, shape) * (128 // half)
+    for places in kernel_places(shape, (stride, stride), depthwise=depthwise, bits=bits):
         assert len(places) % 32 == 0
         assert sorted(places[places >= 0]) == list(range(weights.size))
-        np.testing.assert_array_equal(unpack(pack(weights, places), places, shape), weights)
+        record = pack(weights.astype(np.int8), places, bits)
+        assert len(record) * 8 == len(places) * bits
+        np.testing.assert_array_equal(unpack(numbers_of(record, bits), places, shape), weights)
+
+
+def test_the_first_number_stands_in_the_lowest_bits() -> None:
+    assert pack(np.array([16, -128], dtype=np.int8), np.array([0, 1]), 4).tolist() == [0x81]
+    assert pack(np.array([64, -128, -64, 0], dtype=np.int8), np.arange(4), 2).tolist() == [0b00_11_10_01]
+    assert numbers_of(np.array([0x81], dtype=np.uint8), 4).tolist() == [16, -128]
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_narrow_weights_are_8_bit_weights_with_zeros_below(bits: int) -> None:
+    """The same threshold: the same multipliers and shifts, and the numbers of the upper bits."""
+    half = 2 ** (bits - 1)
+    integers = np.random.default_rng(1).integers(-half, half, (6, 4, 3, 3))
+
+    def layer(given: int, integers: np.ndarray) -> ChipLayer:
+        def build(graph: Dialect, x: str) -> str:
+            weights = graph.weights(integers, 0.37 * 2.0 ** (8 - given), bits=given)
+            return graph.node("Conv", x, weights, graph.constant(np.arange(6.0)), pads=[1] * 4)
+
+        (only,) = constants(build).layers.values()
+        return only
+
+    narrow, wide = layer(bits, integers), layer(8, integers * (128 // half))
+    assert (narrow.weight_bits, wide.weight_bits) == (bits, 8)
+    for field in ("weights", "multiplier", "shift", "bias"):
+        np.testing.assert_array_equal(getattr(narrow, field), getattr(wide, field))

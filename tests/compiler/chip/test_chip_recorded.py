@@ -31,6 +31,9 @@ REST = {
     "average 3x3": [(1024, False)],
     "sigmoid 16": [(512, False)],
     "first 3x3 stride 2": [(96, True)],
+    "depthwise 3x3, 4 bits": [(256, True)],
+    "depthwise 3x3, 2 bits": [(256, True)],
+    "depthwise 3x3 stride 2, 4 bits": [(256, True)],
 }
 """What is in the file beside the convolutions: length in bytes, and whether it is all zero."""
 

@@ -26,10 +26,15 @@ class Tensor:
 
 
 class Network:
-    """A graph that grows by random layers on random earlier tensors."""
+    """A graph that grows by random layers on random earlier tensors.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        wide: share of the tensors that get 16 bits, chosen apart from everything else.
+    """
+
+    def __init__(self, seed: int, wide: float = 0.0) -> None:
         self.numbers = np.random.default_rng(seed)
+        self.widths, self.wide = np.random.default_rng(seed + 1), wide
         self.graph = Dialect()
         channels = self.pick(1, 3, 5, 17, 33)
         shape = (channels, self.size(), self.size())
@@ -48,7 +53,8 @@ class Network:
 
     def quantized(self, value: str, shape: tuple[int, ...], threshold: float | None = None) -> Tensor:
         limit, signed = threshold or self.threshold(), bool(self.pick(True, True, False))
-        return Tensor(self.graph.quantize(value, limit, signed=signed), shape, limit, signed)
+        bits = 16 if self.widths.random() < self.wide else 8
+        return Tensor(self.graph.quantize(value, limit, signed=signed, bits=bits), shape, limit, signed)
 
     def source(self, rank: int | None = None) -> Tensor | None:
         fitting = [t for t in self.tensors if rank is None or len(t.shape) == rank]
@@ -318,9 +324,9 @@ class Network:
         return self.graph.model(self.tensors[-1].name)
 
 
-def random_network(seed: int) -> tuple[ir.Model, tuple[int, ...]]:
-    """A network of 1 to 7 random layers, and the shape of its picture."""
-    network = Network(seed)
+def random_network(seed: int, wide: float = 0.0) -> tuple[ir.Model, tuple[int, ...]]:
+    """A network of 1 to 7 random layers, `wide` of their tensors of 16 bits, and the shape of its picture."""
+    network = Network(seed, wide)
     network.grow(1 + seed % 7)
     return network.model(), network.input_shape
 

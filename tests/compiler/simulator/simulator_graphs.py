@@ -59,14 +59,14 @@ class Dialect:
             num_bits=bits,
         )
 
-    def weights(self, integers: Any, scale: Any = 1.0, *, axis: int = 0) -> str:
+    def weights(self, integers: Any, scale: Any = 1.0, *, axis: int = 0, bits: int = 8) -> str:
         """Weights a WeightsSymmetricQuantizer turns into `integers` times `scale` (one, or per channel)."""
         scale = np.asarray(scale, dtype=np.float32)
         integers = np.asarray(integers)
         shape = [1] * integers.ndim
         shape[axis] = -1
         floats = integers * scale.reshape(shape if scale.ndim else ())
-        return self.quantized_weights(floats, 128 * scale, axis=axis)
+        return self.quantized_weights(floats, 2 ** (bits - 1) * scale, axis=axis, bits=bits)
 
     def quantized_weights(self, floats: Any, thresholds: Any, *, axis: int = 0, bits: int = 8) -> str:
         thresholds = np.asarray(thresholds, dtype=np.float32)

@@ -48,8 +48,8 @@ def refusal(run: Callable[[int], object]) -> tuple[int, str] | None:
     return None
 
 
-def agree_on(seed: int) -> None:
-    model, shape = random_network(seed)
+def agree_on(seed: int, wide: float = 0.0) -> None:
+    model, shape = random_network(seed, wide)
     inputs = {"input": pictures(seed, 3, shape)}
     if refused := refusal(lambda n: run_reference(model, {"input": inputs["input"][n : n + 1]})):
         # A rounding that no precision settles.
@@ -66,11 +66,24 @@ def test_random_networks(seed: int) -> None:
     agree_on(seed)
 
 
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=30, deadline=None)
+def test_random_networks_with_16_bit_tensors(seed: int) -> None:
+    agree_on(seed, wide=0.4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 1000, 100))
 def test_a_thousand_random_networks(first: int) -> None:
     for seed in range(first, first + 100):
         agree_on(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 500, 100))
+def test_five_hundred_random_networks_with_16_bit_tensors(first: int) -> None:
+    for seed in range(first, first + 100):
+        agree_on(seed, wide=0.4)
 
 
 def small_network() -> Any:

@@ -39,7 +39,7 @@ def accumulators(x: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.int64]:
 class Layers:
     """An input, a depthwise and a dense convolution; then a fused addition with the first one's output."""
 
-    def __init__(self, seed: int, *, fused: bool, relu: bool) -> None:
+    def __init__(self, seed: int, *, fused: bool, relu: bool, bits: int = 8, wide: bool = False) -> None:
         numbers = np.random.default_rng(seed)
         graph = Dialect()
         self.channels = int(numbers.choice([3, 8, 20]))
@@ -50,7 +50,8 @@ class Layers:
         def convolution(value: str, groups: int) -> str:
             shape = (self.channels, self.channels // groups, 3, 3)
             scales = np.exp2(numbers.uniform(-9, -6, self.channels)).astype(np.float32)
-            weights = graph.weights(numbers.integers(-128, 128, shape), scales)
+            half = 2 ** (bits - 1)
+            weights = graph.weights(numbers.integers(-half, half, shape), scales * (128 // half), bits=bits)
             bias = graph.constant(numbers.normal(0, 9, self.channels))
             return graph.node("Conv", value, weights, bias, group=groups, pads=[1] * 4, kernel_shape=[3, 3])
 
@@ -58,7 +59,8 @@ class Layers:
         if relu:
             first = graph.node("Relu", first)
         self.first = graph.quantize(first, 64.0, signed=not relu)
-        self.second = graph.quantize(convolution(self.first, 1), float(2.0 ** numbers.integers(3, 8)))
+        threshold = float(2.0 ** numbers.integers(3, 8))
+        self.second = graph.quantize(convolution(self.first, 1), threshold, bits=16 if wide else 8)
         self.sum = self.second
         if fused:
             self.sum = graph.quantize(graph.node("Add", self.second, self.first), 128.0)
@@ -66,12 +68,12 @@ class Layers:
         self.pictures = numbers.integers(-128 if signed else 0, 128 if signed else 256, (3, *self.shape))
 
 
-@given(st.integers(0, 10**6), st.sampled_from(UNKNOWNS), st.booleans())
+@given(st.integers(0, 10**6), st.sampled_from(UNKNOWNS), st.booleans(), st.sampled_from([8, 8, 4, 2]))
 @settings(max_examples=60, deadline=None)
 def test_every_integer_follows_the_rules_of_the_compiled_file(
-    seed: int, numerics: Imx500, relu: bool
+    seed: int, numerics: Imx500, relu: bool, bits: int
 ) -> None:
-    layers = Layers(seed, fused=True, relu=relu)
+    layers = Layers(seed, fused=True, relu=relu, bits=bits)
     constants = chip_layer_constants(layers.model)
     assert constants.undecoded == ()
     one, two = constants.layers.values()
@@ -88,6 +90,61 @@ def test_every_integer_follows_the_rules_of_the_compiled_file(
         assert np.array_equal(found[layers.first].values, first)
         assert np.array_equal(found[layers.second].values, requantize(sums, two, rounding))
         assert np.array_equal(found[layers.sum].values, total)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(UNKNOWNS), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_16_bits_before_a_fused_addition_change_nothing_behind_it(
+    seed: int, numerics: Imx500, relu: bool
+) -> None:
+    """The compiled file is byte for byte that of 8 bits (docs/memory.md)."""
+    narrow, wide = (Layers(seed, fused=True, relu=relu, wide=wide) for wide in (False, True))
+    first, second = (chip_layer_constants(layers.model).layers for layers in (narrow, wide))
+    for one, other in zip(first.values(), second.values(), strict=True):
+        assert np.array_equal(one.shift, other.shift)
+        assert one.output_grid == other.output_grid
+    results = [
+        compile_program(layers.model, numerics=numerics).run({"input": layers.pictures}, keep=[layers.second])
+        for layers in (narrow, wide)
+    ]
+    assert np.array_equal(results[0][narrow.sum].values, results[1][wide.sum].values)
+    # The tensor itself is finer by 8 bits, and saturates at the same threshold.
+    coarse, fine = results[0][narrow.second], results[1][wide.second]
+    assert (coarse.bits, fine.bits, fine.step) == (8, 16, coarse.step / 256)
+    assert np.abs(coarse.real() - fine.real()).max() <= coarse.step
+
+
+def test_16_bits_that_are_not_fused_are_named() -> None:
+    graph = Dialect()
+    x = graph.quantize(graph.input([1, 3, 4, 4]), 128.0)
+    weights = graph.weights(np.ones((3, 3, 1, 1), dtype=int), [0.5] * 3)
+    model = graph.model(graph.quantize(graph.node("Conv", x, weights), 8.0, bits=16))
+    with pytest.raises(InputError, match=r"Conv.*numerics imx500: 8-bit input, 16-bit output"):
+        compile_program(model, numerics=Imx500())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("signed", [True, False])
+def test_where_every_multiplier_is_exact_the_chip_computes_what_the_file_means(
+    bits: int, signed: bool
+) -> None:
+    """Steps that are powers of two, biases that are multiples of them: only the rounding is left."""
+    numbers = np.random.default_rng(bits)
+    graph = Dialect()
+    x = graph.quantize(graph.input([1, 5, 4, 4]), 128.0 if signed else 256.0, signed=signed)
+    half = 2 ** (bits - 1)
+    steps = 2.0 ** -numbers.integers(3, 9, 7)
+    weights = graph.weights(numbers.integers(-half, half, (7, 5, 3, 3)), steps, bits=bits)
+    bias = graph.constant(numbers.integers(-99, 99, 7) * steps)
+    value = graph.node("Conv", x, weights, bias, pads=[1] * 4)
+    model = graph.model(graph.quantize(value, 32.0))
+    (layer,) = chip_layer_constants(model).layers.values()
+    assert set(layer.multiplier) == {128}
+    pictures = {"input": numbers.integers(-128 if signed else 0, 128 if signed else 256, (3, 5, 4, 4))}
+    (chip,) = compile_program(model, numerics=Imx500(Rounding.HALF_EVEN)).run(pictures).values()
+    (file,) = compile_program(model).run(pictures).values()
+    assert len(np.unique(file.values)) > 20
+    assert np.array_equal(chip.values, file.values)
 
 
 def test_another_rounding_is_another_result() -> None:

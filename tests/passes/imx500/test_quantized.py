@@ -87,6 +87,12 @@ def test_what_mct_writes_is_legal():
             "quantizer WeightsUniformQuantizer",
         ),
         (activation("x", "qx", threshold=0.0), "imx500/threshold", "threshold = 0"),
+        (
+            activation("r", "y", signed=0, num_bits=16),
+            "imx500/signed-16-bit",
+            "num_bits = 16, signed = 0",
+        ),
+        (activation("x", "qx", num_bits=16), "imx500/reads-8-bit", "num_bits = 16, read by conv (Conv)"),
     ],
 )
 def test_quantizers_that_are_refused(node: onnx.NodeProto, rule: str, found: str):
@@ -98,6 +104,103 @@ def test_quantizers_that_are_refused(node: onnx.NodeProto, rule: str, found: str
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_widths_of_weights_that_pass(bits: int):
     assert check_operators(network(weights(num_bits=bits))) == ()
+
+
+def wide(*behind: onnx.NodeProto, constants: dict[str, np.ndarray] | None = None) -> ir.Model:
+    """A tensor `qx` [1, 32, 16, 16] of 16 bits, read by the nodes; what they make, `made`, has 8."""
+    nodes = [activation("x", "qx", num_bits=16), *behind, activation("made", "y")]
+    graph = oh.make_graph(
+        nodes,
+        "wide",
+        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 32, 16, 16])],
+        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onh.from_array(array, name) for name, array in (constants or {}).items()],
+    )
+    opsets = [oh.make_opsetid("", 20), oh.make_opsetid(DOMAIN, 1)]
+    return graphs.from_proto(oh.make_model(graph, opset_imports=opsets, ir_version=9))
+
+
+KERNEL = np.ones((32, 32, 1, 1), np.float32)
+AXES = {"axes": np.array([2, 3])}
+SIZES = {"sizes": np.array([1, 32, 32, 32])}
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "constants"),
+    [
+        ("Conv", {}, {"w": KERNEL}),
+        ("ConvTranspose", {}, {"w": KERNEL}),
+        ("MatMul", {}, {"w": np.ones((16, 16), np.float32)}),
+        ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]}, {}),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}, {}),
+        ("GlobalAveragePool", {}, {}),
+        ("Softmax", {"axis": 1}, {}),
+        ("ReduceMean", {}, AXES),
+        ("ReduceSum", {}, AXES),
+        ("ReduceMax", {}, AXES),
+    ],
+)
+def test_what_the_converter_refuses_to_read_in_16_bits(operator, attributes, constants):
+    """Each was refused by the converter: "input number 0 not support 16 number of bits"."""
+    node = oh.make_node(operator, ["qx", *constants], ["made"], name="reader", **attributes)
+    (error,) = [d for d in check_operators(wide(node, constants=constants)) if d.rule == "imx500/reads-8-bit"]
+    assert (error.severity, error.node, error.found) == (
+        Severity.ERROR,
+        "q_x",
+        f"num_bits = 16, read by reader ({operator})",
+    )
+
+
+def test_a_resize_reads_8_bits():
+    mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    node = oh.make_node("Resize", ["qx", "", "", "sizes"], ["made"], name="reader", **mode)
+    found = {d.rule for d in check_operators(wide(node, constants=SIZES))}
+    assert found == {"imx500/reads-8-bit"}
+
+
+@pytest.mark.parametrize(
+    ("operator", "constants"),
+    [
+        *((operator, {}) for operator in ("Sigmoid", "Tanh", "HardSwish", "Gelu", "Exp", "Relu")),
+        *((operator, {}) for operator in ("LeakyRelu", "Abs", "Neg", "Sqrt", "Sin")),
+        *((operator, {"c": np.float32(0.5)}) for operator in ("Add", "Mul")),
+        ("Reshape", {"shape": np.array([1, 32, 256])}),
+        ("ReduceL2", {"axes": np.array([1])}),
+    ],
+)
+def test_what_the_converter_reads_in_16_bits(operator, constants):
+    node = oh.make_node(operator, ["qx", *constants], ["made"], name="reader")
+    assert check_operators(wide(node, constants=constants)) == ()
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "Max", "Min", "Concat"])
+def test_two_tensors_of_which_one_has_16_bits(operator):
+    attributes = {"axis": 1} if operator == "Concat" else {}
+    nodes = [
+        oh.make_node("Relu", ["x"], ["other"], name="relu"),
+        activation("other", "narrow", signed=0),
+        oh.make_node(operator, ["qx", "narrow"], ["made"], name="reader", **attributes),
+    ]
+    assert check_operators(wide(*nodes)) == ()
+
+
+def test_16_bits_that_were_moved_are_still_16_bits():
+    """The converter refused a Transpose between the quantizer and a convolution."""
+    nodes = [
+        oh.make_node("Transpose", ["qx"], ["turned"], name="turn", perm=[0, 1, 3, 2]),
+        oh.make_node("Conv", ["turned", "w"], ["made"], name="conv"),
+    ]
+    found = [d.found for d in check_operators(wide(*nodes, constants={"w": KERNEL})) if d.node == "q_x"]
+    assert found == ["num_bits = 16, read by conv (Conv)"]
+
+
+def test_a_second_quantizer_narrows():
+    nodes = [
+        activation("qx", "narrow"),
+        oh.make_node("Conv", ["narrow", "w"], ["made"], name="conv"),
+    ]
+    rules = {d.rule for d in check_operators(wide(*nodes, constants={"w": KERNEL}))}
+    assert rules == {"imx500/quantizer-weights-missing"}
 
 
 def test_a_threshold_that_is_no_power_of_two_is_a_warning():
@@ -159,6 +262,8 @@ def test_every_rule_of_this_stage_is_broken_here():
         *check_operators(network(activation("x", "qx", threshold=1.3))),
         *check_operators(without(network(), "q_k")),
         *check_operators(without(network(), "q_x")),
+        *check_operators(network(activation("x", "qx", num_bits=16))),
+        *check_operators(network(activation("r", "y", num_bits=16, signed=0))),
     }
     assert {d.rule for d in broken} == {rule.id for rule in (*QUANTIZED_RULES, *TENSOR_RULES)}
 

@@ -1,0 +1,163 @@
+"""The pictures and instances of a COCO folder, and crops around an instance.
+
+A crop is a window of the contract's size at native resolution, centred on the prompt point of an instance:
+for a 96 x 96 input the protocol point-native-96 (`student.crops`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from calib.representative.crops import Cut, channels
+from calib.representative.object_sizes import size_class
+from calib.representative.representative_set import Mask, Pixels
+from calib.representative.sources import COCO_PREFIX, PictureFile
+from passes.contract import InputContract
+from passes.errors import InputError
+
+OUTSIDE = 128
+"""Pixel value where a crop leaves its picture: mid-grey, as in the training crops."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A COCO picture and its instances' segmentations, crowds left out."""
+
+    file: PictureFile
+    height: int
+    width: int
+    segmentations: tuple[Any, ...]
+
+
+def coco_records(folder: Path) -> tuple[str, list[Record]]:
+    """The split taken, and its pictures that have an instance; a training split before a validation split.
+
+    Raises:
+        InputError: no annotations, or a file that holds none.
+    """
+    where = f"calibration {COCO_PREFIX}{folder}"
+    files = [
+        path
+        for kind in ("train", "val")
+        for path in sorted(folder.glob(f"annotations/instances_{kind}*.json"))
+    ]
+    if not files:
+        raise InputError(
+            where,
+            "no annotations/instances_train*.json and no annotations/instances_val*.json",
+            "a COCO folder: annotations/instances_SPLIT.json and SPLIT/*.jpg",
+            "give the folder that contains `annotations`",
+        )
+    split = files[0].stem.removeprefix("instances_")
+    try:
+        content = json.loads(files[0].read_text())
+        instances: dict[int, list[Any]] = {}
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd", 0) and annotation.get("segmentation"):
+                instances.setdefault(annotation["image_id"], []).append(annotation["segmentation"])
+        records = [
+            Record(
+                PictureFile(f"{split}/{image['file_name']}", folder / split / image["file_name"]),
+                int(image["height"]),
+                int(image["width"]),
+                tuple(instances[image["id"]]),
+            )
+            for image in sorted(content["images"], key=lambda image: int(image["id"]))
+            if image["id"] in instances
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            where,
+            f"{files[0].name} cannot be read ({error!r})",
+            "a COCO instances file: JSON with images and annotations",
+            "download it again",
+        ) from error
+    return split, records
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The instances of a picture that have a pixel: compressed run-length code and size class of each."""
+
+    codes: tuple[dict[str, Any], ...]
+    sizes: tuple[str, ...]
+
+
+def objects_of(record: Record) -> Objects:
+    """Raises InputError for what is no polygon and no run-length code of the picture."""
+    from pycocotools import mask
+
+    found = []
+    for segmentation in record.segmentations:
+        try:
+            code = _run_lengths(segmentation, record.height, record.width)
+            area = int(mask.area(code))
+        except Exception as error:  # pycocotools raises bare Exceptions on what it cannot read
+            raise InputError(
+                f"annotation of {record.file.name}",
+                f"segmentation {str(segmentation)[:60]!r} is no polygon and no run-length code",
+                "COCO's polygons or RLE",
+                "correct or remove the annotation",
+            ) from error
+        if area:
+            found.append((code, size_class(area)))
+    return Objects(tuple(code for code, _ in found), tuple(size for _, size in found))
+
+
+def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    from pycocotools import mask
+
+    from student.instances import checked_code
+
+    if isinstance(segmentation, list):
+        merged: dict[str, Any] = mask.merge(mask.frPyObjects(segmentation, height, width))
+        return merged
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask.frPyObjects(segmentation, height, width)
+    return checked_code(segmentation, height, width)
+
+
+def object_crop(codes: Sequence[dict[str, Any]], chosen: int, contract: InputContract) -> Cut:
+    """The window around the instance `chosen`, and its mask there.
+
+    The further planes of an input that is no picture are of windows around instances drawn at random.
+    """
+
+    def cut(image: Image.Image, random: np.random.Generator) -> tuple[Pixels, Mask]:
+        picture = np.asarray(image)
+        first = _window(picture, codes[chosen], contract)
+        tiles = [first[0]]
+
+        def tile() -> Pixels:
+            if tiles:
+                return tiles.pop()
+            return _window(picture, codes[int(random.integers(len(codes)))], contract)[0]
+
+        return channels(tile, contract), first[1]
+
+    return cut
+
+
+def _window(picture: Pixels, code: dict[str, Any], contract: InputContract) -> tuple[Pixels, Mask]:
+    """uint8 [H, W, 3] and the instance's mask in it; centred on the picture where no mask pixel is in it."""
+    from pycocotools import mask
+
+    from student.crops import cut_rectangle, prompt_point
+
+    rows, columns = picture.shape[:2]
+    inside = np.asarray(mask.decode(code)).astype(bool)[:rows, :columns]
+    row, column = prompt_point(inside) if inside.any() else (rows // 2, columns // 2)
+    side = max(contract.height, contract.width)
+    top = row - side // 2 + (side - contract.height) // 2
+    left = column - side // 2 + (side - contract.width) // 2
+    place = (top, left, contract.height, contract.width)
+    pixels: Pixels = cut_rectangle(picture, *place, OUTSIDE)
+    seen: Mask = cut_rectangle(inside, *place, False)
+    return pixels, seen
