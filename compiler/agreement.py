@@ -97,12 +97,13 @@ def _finite(name: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def session(model: ir.Model) -> Any:
-    """An onnxruntime session of a standard graph on the CPU."""
+def session(model: ir.Model, threads: int = 0) -> Any:
+    """An onnxruntime session of a standard graph on the CPU; `threads` of one run, 0 for all cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
 
 

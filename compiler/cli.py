@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from compiler.gate_cli import gate_command
 from compiler.simulator_cli import diff_command, sensitivity_command, simulate_command
 from compiler.student_cli import evaluate_command, teach_command, train_command
 from passes.diagnostics import Diagnostic
@@ -323,6 +324,7 @@ def rules_command() -> None:
 app.command("teach")(teach_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("gate")(gate_command)
 app.command("simulate")(simulate_command)
 app.command("diff")(diff_command)
 app.command("sensitivity")(sensitivity_command)

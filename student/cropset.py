@@ -63,12 +63,16 @@ class CropSet:
 
 
 def load_crops(
-    instances: InstanceSet, protocol: Protocol, on_progress: Progress = lambda done, total: None
+    instances: InstanceSet,
+    protocol: Protocol,
+    on_progress: Progress = lambda done, total: None,
+    on_picture: Callable[[PictureRecord, Pixels], None] = lambda record, pixels: None,
 ) -> CropSet:
     """The crops of every instance.
 
     Args:
         on_progress: called after each picture with the numbers of pictures.
+        on_picture: called with each picture that has instances, decoded: RGB, uint8 [H, W, 3].
 
     Raises:
         InputError: no instance, or pictures broken in their data (all of them counted, the first named).
@@ -102,6 +106,7 @@ def load_crops(
             broken.append(record.path.name)
         elif not broken:
             _fill(crops, where, protocol, record, pixels)
+            on_picture(record, pixels)
         on_progress(done, len(records))
     if broken:
         raise InputError(

@@ -14,19 +14,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from passes.contract import InputContract
 from passes.errors import InputError
 from student.crops import Mask, Pixels, cut_rectangle, mask_iou
 from student.cropset import CropSet, Integers, Progress
 from student.instances import InstanceSet, checked_code
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Floats = NDArray[np.float64]
 Predict = Callable[[Pixels], NDArray[Any]]
@@ -174,19 +175,34 @@ def mean_success(ious: Floats) -> Floats:
 
 def estimate(values: Floats, picture_ids: Integers, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The mean of `values` [N] and its interval from `resamples` bootstraps over pictures."""
-    _, picture = np.unique(picture_ids, return_inverse=True)
-    sums, counts = np.bincount(picture, values), np.bincount(picture)
-    pictures = len(counts)
-    if pictures < 2:
+    if len(np.unique(picture_ids)) < 2:
         return Estimate(float(values.mean()), math.nan, math.nan)
+    low, high = np.percentile(resampled_means(values, picture_ids, resamples, seed), (2.5, 97.5))
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def resampled_means(values: Floats, picture_ids: Integers, resamples: int, seed: int) -> Floats:
+    """The means of `resamples` bootstraps: as many pictures as there are, drawn with replacement.
+
+    Args:
+        values: [N], or [N, K] for K columns that are drawn on the same pictures, so that they stay paired.
+
+    Returns:
+        [resamples] or [resamples, K].
+    """
+    _, picture = np.unique(picture_ids, return_inverse=True)
+    counts = np.bincount(picture)
+    sums = np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(sums, picture, values)
+    pictures = len(counts)
     random = np.random.default_rng(seed)
     share = np.full(pictures, 1.0 / pictures)
     means = []
     for start in range(0, resamples, 100):  # a part at a time: 5,000 pictures are 80 MB otherwise
         drawn = random.multinomial(pictures, share, min(100, resamples - start))
-        means.append((drawn @ sums) / (drawn @ counts))
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return Estimate(float(values.mean()), float(low), float(high))
+        means.append(((drawn @ sums).T / (drawn @ counts)).T)
+    found: Floats = np.concatenate(means)
+    return found
 
 
 def score(ious: Floats, picture_ids: Integers) -> Score:
@@ -414,11 +430,15 @@ def network_input(pixels: NDArray[Any], contract: InputContract) -> NDArray[np.f
 
 def normalise(pixels: NDArray[Any], contract: InputContract) -> Tensor:
     """`network_input` as a tensor."""
+    import torch
+
     return torch.from_numpy(network_input(pixels, contract))
 
 
 def predictor(network: nn.Module, contract: InputContract, *, bfloat16: bool = False) -> Predict:
     """A torch network as `Predict`, in evaluation mode, on its device; `bfloat16` is faster, less exact."""
+    import torch
+
     device = next(network.parameters()).device
 
     def predict(pixels: Pixels) -> NDArray[np.float32]:

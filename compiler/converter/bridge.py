@@ -311,7 +311,7 @@ def _damage(name: str, data: bytes | None) -> str | None:
         return "is missing"
     try:
         if name == MEMORY_REPORT:
-            _memory(data)
+            memory_report(data)
         elif name == DNN_PARAMS:
             ElementTree.fromstring(data)
         else:
@@ -331,7 +331,7 @@ def _outcome(model: str, entry: Mapping[str, bytes], version: str, *, cached: bo
     log = entry[LOG].decode()
     messages = parse_log(log)
     diagnostics = diagnose(messages, accepted=outcome["accepted"], version=version)
-    memory = _memory(entry[MEMORY_REPORT]) if MEMORY_REPORT in entry else None
+    memory = memory_report(entry[MEMORY_REPORT]) if MEMORY_REPORT in entry else None
     if not outcome["accepted"]:
         raise ConverterRejected(model, diagnostics, log, memory)
     assert memory is not None  # an accepted network has its report
@@ -347,8 +347,11 @@ def _outcome(model: str, entry: Mapping[str, bytes], version: str, *, cached: bo
     )
 
 
-def _memory(report: bytes) -> VendorMemory:
-    """Raises LookupError, TypeError, ValueError or AttributeError where it is no memory report in bytes."""
+def memory_report(report: bytes) -> VendorMemory:
+    """What MemoryReport.json says.
+
+    Raises LookupError, TypeError, ValueError or AttributeError where it is no memory report in bytes.
+    """
     data = json.loads(report)["Memory Report"]
 
     def size(holder: Mapping[str, str], field: str) -> int:

@@ -1,0 +1,136 @@
+"""The report that a package is compared with: an earlier gate's JSON, or that of `picosam2 evaluate`.
+
+A gate's report holds the IoU of every instance, so that both packages are compared instance by instance. The
+report of `evaluate` holds the mean and its 95 % interval. A document that has a gate's report under the key
+`gate` is taken for that report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compiler.gate.intervals import Interval
+from passes.errors import InputError
+
+if TYPE_CHECKING:
+    from compiler.gate.measuring import Measurement
+    from student.cropset import Integers
+    from student.evaluate import Floats
+
+FORMAT = "picosam2 gate"
+"""What a gate's report calls itself."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier report says of its int8 network.
+
+    Attributes:
+        file: name of the file.
+        data, protocol: what it was measured on.
+        miou: with the interval of `confidence`.
+        crops_sha256: as `Measurement` has it; None from `evaluate`.
+        annotation_ids, ious: of every instance, [N]; None from `evaluate`.
+    """
+
+    file: str
+    data: str
+    protocol: str
+    miou: Interval
+    confidence: float
+    crops_sha256: str | None = None
+    annotation_ids: Integers | None = field(default=None, repr=False)
+    ious: Floats | None = field(default=None, repr=False)
+
+    def interval(self, confidence: float) -> Interval:
+        """The interval for another confidence, as if the mean were normal."""
+        normal = NormalDist()
+        ratio = normal.inv_cdf(0.5 + confidence / 2) / normal.inv_cdf(0.5 + self.confidence / 2)
+        value = self.miou.value
+        return Interval(
+            value, value - ratio * (value - self.miou.low), value + ratio * (self.miou.high - value)
+        )
+
+
+def read_earlier(path: Path) -> Earlier:
+    """Raises InputError for a file that is no report with an int8 accuracy."""
+    try:
+        document = json.loads(path.read_bytes())
+        document = document.get("gate", document)
+        return _of_gate(path, document) if document.get("format") == FORMAT else _of_evaluate(path, document)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"--baseline {path}",
+            f"is no report with an int8 mIoU ({error!r})"[:300],
+            "the JSON of an earlier gate, or of `picosam2 evaluate PACKAGE`",
+            "picosam2 gate PACKAGE --data ... --format json > baseline.json",
+        ) from error
+
+
+def require_comparable(earlier: Earlier, now: Measurement) -> str | None:
+    """A note where the two were not measured on the same instances.
+
+    Raises:
+        InputError: another data set or protocol, or no instance in common.
+    """
+    if (earlier.data, earlier.protocol) != (now.data, now.protocol):
+        raise InputError(
+            f"--baseline {earlier.file}",
+            f"was measured on {earlier.data}, {earlier.protocol}",
+            f"{now.data}, {now.protocol}, as here",
+            "run the gate of the earlier package on the same data with the same protocol",
+        )
+    if earlier.annotation_ids is None:
+        return f"{earlier.file} has no figures of single instances: compared by its interval, less sharply"
+    shared = np.isin(now.annotation_ids, earlier.annotation_ids)
+    if not shared.any():
+        raise InputError(
+            f"--baseline {earlier.file}",
+            "none of its instances is among those scored",
+            "instances in common",
+            "run the gate of the earlier package on the same data",
+        )
+    if not shared.all():
+        return f"{int(shared.sum())} of {len(shared)} instances are in {earlier.file}: compared on these"
+    if len(shared) == len(earlier.annotation_ids) and earlier.crops_sha256 != now.crops_sha256:
+        return f"{earlier.file} was measured on the same instances, but their pictures or masks have changed"
+    return None
+
+
+def _of_gate(path: Path, document: dict[str, Any]) -> Earlier:
+    instances = document["instances"]
+    ids = np.array(instances["annotation_ids"], np.int64)
+    ious = np.array(instances["int8_iou"], np.float64)
+    if ids.ndim != 1 or ids.shape != ious.shape or len(np.unique(ids)) != len(ids) or not len(ids):
+        raise ValueError("instances: not one IoU for each annotation id")
+    if not ((ious >= 0) & (ious <= 1)).all():
+        raise ValueError("instances: an IoU outside 0..1")
+    return Earlier(
+        path.name,
+        str(document["data"]["name"]),
+        str(document["data"]["protocol"]),
+        Interval.of_json(document["networks"]["int8"]),
+        float(document["options"]["confidence"]),
+        str(document["data"]["crops_sha256"]),
+        ids,
+        ious,
+    )
+
+
+def _of_evaluate(path: Path, document: dict[str, Any]) -> Earlier:
+    miou = document["model"]["overall"]["miou"]
+    found = Interval.of_json({**miou, "value": miou["mean"]})
+    earlier = Earlier(
+        path.name, str(document["data"]["name"]), str(document["protocol"]["name"]), found, confidence=0.95
+    )
+    if not all(math.isfinite(end) for end in dataclasses.astuple(found)):
+        raise ValueError("a mIoU without an interval")
+    return earlier

@@ -1,0 +1,214 @@
+"""A package measured for the gate: the IoU of every instance, under the int8 and the float graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compiler.driver import FLOAT_GRAPH
+from compiler.frontend import load_model
+from compiler.inspection.opened_package import OpenedPackage, open_package
+from passes.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compiler.frontend import Loaded
+    from student.crops import Pixels
+    from student.cropset import CropSet, Integers
+    from student.evaluate import Floats
+    from student.instances import PictureRecord
+
+    OnProgress = Callable[[int, int, str], None]
+
+BATCH = 64
+"""Crops that the networks are given at a time: 7 MB as float32."""
+
+
+@dataclass(frozen=True)
+class Trivial:
+    """A mask that knows nothing of the picture, the same for every instance.
+
+    Attributes:
+        name, description: as `student.evaluate.Baseline` has them.
+        ious: float64 [N].
+    """
+
+    name: str
+    description: str
+    ious: Floats = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything the verdicts rest on.
+
+    Attributes:
+        package: name of the directory.
+        int8_sha256, float_sha256: of the two graphs' files.
+        data: name of the data set.
+        protocol: name of the rule the crops were cut by.
+        crops_sha256: of the crops, their masks and their ids: the same instances, pixel by pixel.
+        annotation_ids, picture_ids: int64 [N].
+        int8, real: IoU of each instance, float64 [N].
+        trivial: at least one.
+        contents: content hash (`calib.representative`) -> file name of every picture that was scored.
+        calibration: the package's calibration card; None where it has none.
+    """
+
+    package: str
+    int8_sha256: str
+    float_sha256: str
+    data: str
+    protocol: str
+    crops_sha256: str
+    annotation_ids: Integers = field(repr=False)
+    picture_ids: Integers = field(repr=False)
+    int8: Floats = field(repr=False)
+    real: Floats = field(repr=False)
+    trivial: tuple[Trivial, ...]
+    contents: Mapping[str, str] = field(repr=False)
+    calibration: Mapping[str, Any] | None = field(repr=False)
+
+    @property
+    def pictures(self) -> int:
+        return len(np.unique(self.picture_ids))
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The two graphs of a package, opened before any picture is read."""
+
+    opened: OpenedPackage
+    real: Loaded
+    folder: Path
+
+
+def open_graphs(package: Path) -> Graphs:
+    """Raises InputError for what is no package, and for one without its float graph."""
+    if not package.is_dir():
+        found = "is a file" if package.exists() else "does not exist"
+        raise InputError(
+            f"package {package}", found, "a directory that `picosam2 compile` wrote", "name that directory"
+        )
+    opened = open_package(package)
+    if opened.float_model is None:
+        raise InputError(
+            f"package {package}",
+            f"has no {FLOAT_GRAPH}, so the drop cannot be measured",
+            "a package compiled from a float model",
+            "compile it from the float model",
+        )
+    return Graphs(opened, load_model(package / FLOAT_GRAPH), package)
+
+
+def measure(
+    found: Graphs,
+    source: str,
+    split: str | None,
+    protocol: str,
+    *,
+    threads: int | None = None,
+    on_progress: OnProgress = lambda done, total, phase: None,
+) -> Measurement:
+    """Scores both graphs and the trivial baselines on every instance of a data set.
+
+    Args:
+        source, split: the data set (`student.instances.load_instances`).
+        protocol: a name in `student.crops.PROTOCOLS`, cut at the network's input size.
+        threads: None for all cores. No result depends on them.
+
+    Raises:
+        InputError: an unknown protocol, a data set that cannot be read, a network that takes no square
+            picture or puts out no mask.
+        EnvironmentFault: the simulator's kernels cannot be built.
+    """
+    from PIL import Image
+
+    from calib.representative.content import content_hash
+    from compiler.evaluating import predictor, protocol_of_size
+    from student.crops import PROTOCOLS
+    from student.cropset import load_crops
+    from student.evaluate import baselines, iou, predict_crops
+    from student.instances import load_instances
+
+    if protocol not in PROTOCOLS:
+        raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
+    networks = {"int8": found.opened.loaded, "float": found.real}
+    rule = protocol_of_size(PROTOCOLS[protocol], [(name, one.contract) for name, one in networks.items()])
+    runs = {name: predictor(one, threads) for name, one in networks.items()}
+    instances = load_instances(source, split)
+    contents: dict[str, str] = {}
+
+    def remember(record: PictureRecord, pixels: Pixels) -> None:
+        contents[content_hash(Image.fromarray(pixels))] = record.path.name
+
+    crops = load_crops(
+        instances,
+        rule,
+        lambda done, total: on_progress(done, total, "reading pictures"),
+        remember,
+    )
+
+    def reached(name: str) -> Floats:
+        predict, limit = runs[name]
+        answers = predict_crops(
+            predict,
+            crops,
+            limit or BATCH,
+            lambda done, total: on_progress(done, total, f"running the {name} network"),
+        )
+        return iou(answers.masks, crops.masks)
+
+    return Measurement(
+        found.opened.name,
+        found.opened.loaded.sha256,
+        found.real.sha256,
+        instances.name,
+        rule.name,
+        _fingerprint(crops),
+        crops.annotation_ids,
+        crops.picture_ids,
+        reached("int8"),
+        reached("float"),
+        tuple(
+            Trivial(one.name, one.description, iou(one.on(crops).masks, crops.masks))
+            for one in baselines(crops)
+        ),
+        contents,
+        found.opened.manifest.get("calibration"),
+    )
+
+
+def used_memory(found: Graphs) -> tuple[int, str]:
+    """Bytes of the chip's memory; `exact` from the converter's report, else `estimated` by the forecast.
+
+    Raises:
+        InputError: a damaged memory report.
+    """
+    from compiler.converter.bridge import MEMORY_REPORT, memory_report
+
+    report = found.folder / MEMORY_REPORT
+    if report.is_file():
+        try:
+            return memory_report(report.read_bytes()).total_bytes, "exact"
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                str(report), f"unreadable ({error!r})", "the converter's report", "compile it again"
+            ) from error
+    from passes.imx500.memory import forecast_memory
+
+    return forecast_memory(found.opened.model).total_bytes, "estimated"
+
+
+def _fingerprint(crops: CropSet) -> str:
+    digest = hashlib.sha256()
+    for part in (crops.annotation_ids, crops.picture_ids, crops.pictures, np.packbits(crops.masks, axis=-1)):
+        digest.update(f"{part.dtype} {part.shape}\n".encode())
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()

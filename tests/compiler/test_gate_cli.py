@@ -1,0 +1,150 @@
+"""`picosam2 gate` from the command line, on a made-up data set and a package that finds what is red."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from junitparser import JUnitXml
+
+from calib.representative.content import content_hashes
+from compiler.cli import run
+from compiler.driver import FLOAT_GRAPH
+from tests.compiler.small_packages import float_twin, packaged, red_finder
+from tests.pictures import write_coco
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("coco"), pictures=24)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packaged(tmp_path_factory.mktemp("made") / "red", red_finder(), float_twin(red_finder()))
+
+
+def arguments(package: Path, coco: Path, *more: str) -> list[str]:
+    return ["gate", str(package), "--data", f"coco:{coco}", "--split", "train2017", "-q", *more]
+
+
+def test_a_package_that_passes(
+    package: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    junit = tmp_path / "junit.xml"
+    asked = ("--min-miou", "0.4", "--max-drop", "1", "--max-memory", "8388480", "--junit", str(junit))
+    assert run(arguments(package, coco, *asked, "--format", "json")) == 0
+    first = capsys.readouterr()
+    document = json.loads(first.out)
+    assert first.err.startswith("warning: this gate would let a mask pass")  # red squares are much like discs
+    assert (document["verdict"], document["failed"]) == ("pass", [])
+    assert [one["name"] for one in document["criteria"]] == ["min-miou", "max-drop", "max-memory"]
+    assert document["criteria"][1]["value"] == 0  # the twin finds the same
+    assert [one["name"] for one in document["trivial"]] == ["all ones", "best centred disc"]
+    assert document["data"]["instances"] == 48
+    assert JUnitXml.fromfile(str(junit)).tests == 5
+    content = junit.read_bytes()
+    assert run(arguments(package, coco, *asked, "--format", "json", "--threads", "1")) == 0
+    assert capsys.readouterr().out == first.out
+    assert junit.read_bytes() == content
+
+
+def test_a_package_that_fails(package: Path, coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments(package, coco, "--min-miou", "0.999", "--format", "markdown")) == 3
+    told = capsys.readouterr()
+    assert told.out.startswith("### gate red: FAIL")
+    assert told.err.count("error:") == 1
+    assert "at least 0.9990: fail" in told.err
+
+
+def test_an_earlier_report(
+    package: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments(package, coco, "--max-drop", "1", "--format", "json")) == 0
+    earlier = tmp_path / "earlier.json"
+    document = json.loads(capsys.readouterr().out)
+    earlier.write_text(json.dumps(document))
+    assert run(arguments(package, coco, "--max-drop", "1", "--baseline", str(earlier))) == 0
+    assert "earlier.json less this (paired, 48 instances)" in capsys.readouterr().out
+    document["instances"]["int8_iou"] = [1.0] * 48
+    earlier.write_text(json.dumps(document))
+    assert run(arguments(package, coco, "--max-drop", "1", "--baseline", str(earlier))) == 3
+
+
+def test_pictures_that_were_calibrated_on(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = min(content_hashes(f"coco:{coco}", "train2017"))
+    card = {"sources": [{"name": "renamed.png", "content": content, "part": "calibration"}]}
+    seen = packaged(tmp_path / "seen", red_finder(), float_twin(red_finder()), calibration=card)
+    assert run(arguments(seen, coco, "--max-drop", "1")) == 0
+    said = capsys.readouterr().out
+    assert "calibrated, trained or decided on 1 of the 24 pictures scored: 0000000000" in said
+    assert run(arguments(seen, coco, "--max-drop", "1", "--strict")) == 3
+    assert capsys.readouterr().err.count("error: gate seen: unseen-pictures") == 1
+
+
+def wrong(package: Path, coco: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    def asked(*more: str, where: Path = package) -> list[str]:
+        return arguments(where, coco, "--max-drop", "1", *more)
+
+    empty = tmp_path / "empty"
+    empty.mkdir(exist_ok=True)
+    alone = packaged(tmp_path / "alone", red_finder())
+    return {
+        "nothing asked for": (arguments(package, coco), "nothing is asked for"),
+        "per cent": (arguments(package, coco, "--min-miou", "52"), "0.52 for per cent"),
+        "no package": (asked(where=empty), "has no manifest.json of ours"),
+        "absent": (asked(where=tmp_path / "absent"), "does not exist"),
+        "a file": (asked(where=package / FLOAT_GRAPH), "is a file"),
+        "no float graph": (asked(where=alone), f"has no {FLOAT_GRAPH}"),
+        "protocol": (asked("--protocol", "box"), "--protocol: 'box'"),
+        "split": (asked("--split", "absent2017"), "no such file"),
+        "baseline": (asked("--baseline", str(tmp_path / "absent.json")), "is no report"),
+        "junit": (asked("--junit", str(tmp_path / "absent" / "junit.xml")), "is no folder"),
+        "undecided": (asked("--undecided", "perhaps"), "--undecided"),
+    }
+
+
+NAMES = (
+    "nothing asked for",
+    "per cent",
+    "no package",
+    "absent",
+    "a file",
+    "no float graph",
+    "protocol",
+    "split",
+    "baseline",
+    "junit",
+    "undecided",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_input_is_one_message(
+    name: str, package: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, said = wrong(package, coco, tmp_path)[name]
+    assert run(given) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert "Fix: " in line
+
+
+def test_the_float_graph_needs_no_torch(package: Path, coco: Path) -> None:
+    code = (
+        "import sys; from compiler.cli import run; "
+        f"assert run({arguments(package, coco, '--max-drop', '1')!r}) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gate red: PASS")
