@@ -16,15 +16,12 @@ from typing import Any, TextIO
 import onnx_ir as ir
 
 from calib.mct.listening import Progress
-from calib.mct.run import PACKAGES, Task, quantize
+from calib.mct.run import Task, quantize
 from calib.representative import RepresentativeSet
 from passes.errors import InputError
 
 GPTQ_VERSION = "mct-gptq-1"
 """Part of the key under which a result is cached: change it when this room's code changes the result."""
-
-GPTQ_PACKAGES = PACKAGES
-"""Distributions whose versions decide the result; torch's number of threads does as well."""
 
 PHASE = "running gptq optimization"
 """As MCT's own bar is called."""

@@ -30,6 +30,7 @@ from passes.graph import (
     all_values,
     const_array,
     from_proto,
+    is_activation_quantizer,
     is_quantizer,
     module_of,
     real_inputs,
@@ -152,14 +153,14 @@ def _rename(quantized: ir.Graph, graph: ir.Graph, origins: Mapping[str, str]) ->
     for origin, node in computing.items():
         if not origin.part and origin.name in floats:
             for value, ours in zip(node.outputs, floats[origin.name].outputs, strict=False):
-                behind = next((use.node for use in value.uses() if _is_activation_quantizer(use.node)), None)
+                behind = next((use.node for use in value.uses() if is_activation_quantizer(use.node)), None)
                 wanted[id(value)] = f"{ours.name}/real" if behind else ours.name or ""
                 if behind:
                     wanted[id(behind.outputs[0])] = ours.name or ""
     for node in quantized:
         stem = known[node].stem if node in known else node.name
         if is_quantizer(node):
-            role = "quantized" if _is_activation_quantizer(node) else "weight_quantized"
+            role = "quantized" if is_activation_quantizer(node) else "weight_quantized"
             wanted.setdefault(id(node.outputs[0]), f"{stem}/{role}")
         for role, value in _operands(node):
             wanted.setdefault(id(value), f"{stem}/{role}")
@@ -177,14 +178,10 @@ def _computes(node: ir.Node) -> bool:
     return not is_quantizer(node) and node.op_type != "Constant"
 
 
-def _is_activation_quantizer(node: ir.Node) -> bool:
-    return is_quantizer(node) and node.op_type.startswith("Activation")
-
-
 def _node_name(node: ir.Node, origin: _Origin, computes: bool) -> str:
     if computes:
         return origin.stem
-    if _is_activation_quantizer(node):
+    if is_activation_quantizer(node):
         return f"{origin.stem}/quantizer"
     return f"{origin.stem}/weight_quantizer" if is_quantizer(node) else f"{origin.stem}/{node.op_type}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from passes.errors import InputError
-from passes.graph import from_proto, is_quantizer, to_proto
+from passes.graph import from_proto, is_activation_quantizer, to_proto
 from passes.imx500.limits import ACTIVATION_BITS
 from passes.imx500.rules.quantizers import reader_of_8_bits
 
@@ -36,7 +36,7 @@ def with_wide_activation(model: ir.Model, quantizer_name: str) -> ir.Model:
         InputError: there is no such quantizer, or the converter takes no 16 bits there.
     """
     copy = from_proto(to_proto(model))
-    found = [node for node in copy.graph if node.name == quantizer_name and _on_activations(node)]
+    found = [node for node in copy.graph if node.name == quantizer_name and is_activation_quantizer(node)]
     why = _refusal(found[0]) if len(found) == 1 else f"{len(found)} activation quantizers have this name"
     if why is not None:
         places = ", ".join(candidates(model))
@@ -51,13 +51,9 @@ def with_wide_activation(model: ir.Model, quantizer_name: str) -> ir.Model:
     return copy
 
 
-def _on_activations(node: ir.Node) -> bool:
-    return is_quantizer(node) and node.op_type.startswith("Activation")
-
-
 def _refusal(node: ir.Node) -> str | None:
     """Why a node is no candidate; None where it is one."""
-    if not _on_activations(node) or node.attributes.get_int("num_bits") != NARROW:
+    if not is_activation_quantizer(node) or node.attributes.get_int("num_bits") != NARROW:
         return f"no {NARROW}-bit activation quantizer"
     source = node.inputs[0]
     if source is None or source.is_graph_input():

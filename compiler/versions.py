@@ -23,6 +23,7 @@ PACKAGES = (
     "pycocotools",
     "scikit-image",
     "scikit-learn",
+    "scipy",
 )
 """Distributions whose versions decide the bytes of a package."""
 

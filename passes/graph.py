@@ -199,6 +199,11 @@ def is_quantizer(node: ir.Node) -> bool:
     return node.domain == QUANTIZER_DOMAIN
 
 
+def is_activation_quantizer(node: ir.Node) -> bool:
+    """A quantizer node that rounds a computed tensor, not weights."""
+    return is_quantizer(node) and node.op_type.startswith("Activation")
+
+
 def is_quantized(model: ir.Model) -> bool:
     """The model is in the vendor dialect: it holds quantizer nodes."""
     return any(is_quantizer(node) for node in model.graph)

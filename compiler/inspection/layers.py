@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from passes.graph import QUANTIZER_DOMAIN, is_quantizer, module_of
+from passes.graph import is_activation_quantizer, is_quantizer, module_of
 
 FUNCTIONS = ("Relu", "Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Gelu")
 """Operators that follow the one a layer is named by."""
@@ -36,10 +36,6 @@ class Layer:
     weights: tuple[ir.Node, ...]
     activation: ir.Node | None
     tensor: str
-
-
-def is_activation_quantizer(node: ir.Node) -> bool:
-    return node.domain == QUANTIZER_DOMAIN and node.op_type.startswith("Activation")
 
 
 def quantized_layers(model: ir.Model) -> tuple[Layer, ...]:

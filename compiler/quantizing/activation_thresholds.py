@@ -10,8 +10,7 @@ import onnx_ir as ir
 
 from compiler.quantizing.ways import OnProgress
 from compiler.quantizing.yardstick import Yardstick
-from compiler.simulator.segments import is_activation_quantizer
-from passes.graph import from_proto, real_inputs, to_proto
+from passes.graph import from_proto, is_activation_quantizer, real_inputs, to_proto
 
 FACTORS = (0.5, 2.0)
 

@@ -41,10 +41,6 @@ class Drop:
     high: float
     kind: str
 
-    @property
-    def measured(self) -> bool:
-        return self.kind == "measured"
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -51,10 +51,10 @@ from compiler.simulator.segments import (
     MOVES,
     Segment,
     Segmented,
-    is_activation_quantizer,
     moves_only,
 )
 from passes.errors import InputError
+from passes.graph import is_activation_quantizer
 
 Step = NativeStep | ArrayStep
 

@@ -23,7 +23,14 @@ from compiler.simulator.node import AnyValue, Call, execute, known, refusal
 from compiler.simulator.reference import MIN_OPSET, initializer_value
 from compiler.simulator.spatial import intended_scale
 from passes.errors import InputError
-from passes.graph import QUANTIZER_DOMAIN, STANDARD_DOMAINS, const_array, real_inputs, to_proto
+from passes.graph import (
+    QUANTIZER_DOMAIN,
+    STANDARD_DOMAINS,
+    const_array,
+    is_activation_quantizer,
+    real_inputs,
+    to_proto,
+)
 
 # fmt: off
 MOVES = frozenset({
@@ -72,10 +79,6 @@ class Segmented:
     constants: Mapping[ir.Value, AnyValue]
     shapes: Mapping[str, tuple[int, ...]]
     grids: Mapping[ir.Value, Grid]
-
-
-def is_activation_quantizer(node: ir.Node) -> bool:
-    return node.domain == QUANTIZER_DOMAIN and node.op_type.startswith("Activation")
 
 
 def segment(model: ir.Model) -> Segmented:

@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from passes.diagnostics import Severity
-from passes.graph import is_quantizer
+from passes.graph import is_activation_quantizer, is_quantizer
 from passes.imx500.geometry import is_constant
 from passes.imx500.limits import (
     ACTIVATION_BITS,
@@ -33,10 +33,6 @@ def _on_weights(node: ir.Node) -> bool:
     return is_quantizer(node) and node.op_type.startswith("Weights")
 
 
-def _on_activations(node: ir.Node) -> bool:
-    return is_quantizer(node) and not node.op_type.startswith("Weights")
-
-
 @quantized_rule("quantizer-weights")
 def weight_quantizer(node: ir.Node) -> Found | None:
     """Quantizers of weights are {WEIGHT_QUANTIZERS}.
@@ -52,7 +48,7 @@ def activation_quantizer(node: ir.Node) -> Found | None:
 
     Fix: quantize the float model with `picosam2 compile`, which uses MCT's imx500 capabilities.
     """
-    return _unlisted(node, ACTIVATION_QUANTIZERS) if _on_activations(node) else None
+    return _unlisted(node, ACTIVATION_QUANTIZERS) if is_activation_quantizer(node) else None
 
 
 def _unlisted(quantizer: ir.Node, taken: tuple[str, ...]) -> Found | None:
@@ -77,7 +73,7 @@ def activation_bits(node: ir.Node) -> Found | None:
     Fix: quantize the activations to 8 bits.
     """
     fix = f"quantize the activations to {min(ACTIVATION_BITS)} bits"
-    return _other_width(node, ACTIVATION_BITS, fix) if _on_activations(node) else None
+    return _other_width(node, ACTIVATION_BITS, fix) if is_activation_quantizer(node) else None
 
 
 @quantized_rule("signed-16-bit")
@@ -106,7 +102,7 @@ def wide_activations_are_read_by(node: ir.Node) -> Found | None:
 
 def _is_wide(node: ir.Node) -> bool:
     """A quantizer of activations to more than 8 bits, of a width that exists."""
-    bits = node.attributes.get_int("num_bits") if _on_activations(node) else None
+    bits = node.attributes.get_int("num_bits") if is_activation_quantizer(node) else None
     return bits in ACTIVATION_BITS and bits != min(ACTIVATION_BITS)
 
 
@@ -144,7 +140,7 @@ def threshold_is_positive(node: ir.Node) -> Found | None:
 
     Fix: quantize again with pictures that reach this tensor.
     """
-    if not _on_activations(node):
+    if not is_activation_quantizer(node):
         return None
     threshold = _threshold(node)
     if threshold is None:
@@ -162,7 +158,7 @@ def threshold_is_power_of_two(node: ir.Node) -> Found | None:
 
     Fix: set the threshold to that power of two, so that what is simulated is what is shipped.
     """
-    threshold = _threshold(node) if _on_activations(node) else None
+    threshold = _threshold(node) if is_activation_quantizer(node) else None
     if threshold is None or not (math.isfinite(threshold) and threshold > 0):
         return None
     if math.frexp(threshold)[0] == 0.5:

@@ -73,7 +73,7 @@ def test_too_few_pictures_have_no_interval() -> None:
     assert math.isnan(Interval.of_json(found.to_json()).high)
 
 
-@given(st.floats(0.01, 0.5), st.floats(0.01, 0.5), st.integers(10, 500))
+@given(st.floats(0.01, 0.5), st.floats(0.02, 0.5), st.integers(10, 500))
 def test_the_needed_number_grows_as_the_limit_comes_near(half: float, distance: float, pictures: int) -> None:
     found = Interval(0.5, 0.5 - half, 0.5 + half)
     near = needed_pictures(found, 0.5 - distance / 2, pictures, 0.95)

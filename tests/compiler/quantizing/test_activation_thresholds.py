@@ -7,8 +7,7 @@ import onnx_ir as ir
 
 from compiler.quantizing.activation_thresholds import search_thresholds
 from compiler.quantizing.yardstick import Yardstick
-from compiler.simulator.segments import is_activation_quantizer
-from passes.graph import to_bytes
+from passes.graph import is_activation_quantizer, to_bytes
 from tests.calib.qat.small_graphs import fixture, without_quantizers
 from tests.compiler.quantizing.small import crops, silent
 from tests.compiler.simulator.simulator_graphs import Dialect

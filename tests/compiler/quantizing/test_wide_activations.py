@@ -8,8 +8,7 @@ import onnx_ir as ir
 from calib.widths import with_weight_bits
 from compiler.quantizing.wide_activations import widen_activations
 from compiler.quantizing.yardstick import Yardstick
-from compiler.simulator.segments import is_activation_quantizer
-from passes.graph import to_bytes
+from passes.graph import is_activation_quantizer, to_bytes
 from passes.imx500.limits import MEMORY_BUDGET
 from passes.imx500.memory import forecast_memory
 from tests.calib.qat.small_graphs import without_quantizers
