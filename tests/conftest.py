@@ -10,7 +10,7 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples every time: a change is judged by itself. `--hypothesis-profile explore` looks for new ones.
+# The same examples every time: a change is judged by itself. `--hypothesis-profile explore` looks for others.
 # No deadlines: on a busy machine they fail by the clock alone.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=500, deadline=None)
