@@ -22,7 +22,7 @@ from compiler.agreement import session
 from compiler.dialect import to_standard
 from compiler.inspection.layers import quantized_layers
 from compiler.inspection.opened_package import open_package
-from compiler.inspection.sensitivity import layer_alone
+from compiler.inspection.sensitivity import layers_alone
 from passes.graph import const_array, from_proto, set_constant, to_proto
 from student.crops import POINT_NATIVE_96, mask_iou
 from student.cropset import CropSet, load_crops
@@ -85,7 +85,7 @@ def main() -> None:
                 continue
             for factor in factors:
                 model = broken(package.model, layer, kind, factor)
-                ratio = layer_alone(model, package.float_model, [pictures], layer)
+                ratio = layers_alone(model, package.float_model, [pictures], (layer,))[layer]
                 lost = healthy - miou(masks(model, inputs), crops)
                 points.append(
                     {"layer": layer, "kind": kind, "factor": factor, "alone_db": ratio, "lost_miou": lost}

@@ -6,7 +6,6 @@ them, so that `--help` answers at once. JSON goes to stdout alone; progress and 
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from compiler.simulator_cli import diff_command, sensitivity_command, simulate_c
 from compiler.student_cli import evaluate_command, teach_command, train_command
 from passes.diagnostics import Diagnostic
 from passes.errors import (
-    EnvironmentFault,
     ExitCode,
     InputError,
     TargetViolation,
@@ -87,6 +85,8 @@ FixOption = Annotated[
 class CheckFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
+    SARIF = "sarif"
+    MARKDOWN = "markdown"
 
 
 @app.command("compile")
@@ -239,7 +239,12 @@ def compile_command(
 def check_command(
     model: Annotated[Path, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)],
     output_format: Annotated[
-        CheckFormat, typer.Option("--format", help="text for people, json for programs (stdout).")
+        CheckFormat,
+        typer.Option(
+            "--format",
+            help="text for people, json for programs, sarif for code scanning, markdown for a comment "
+            "(stdout).",
+        ),
     ] = CheckFormat.TEXT,
     declared: InputOption = None,
     input_size: SizeOption = None,
@@ -268,6 +273,7 @@ def check_command(
 
     [b]Example:[/b]  picosam2 check model.onnx --what-if 64x64,96x96,128x128
     """
+    import importlib.metadata
     import json
 
     from passes.light_imports import light_imports, without_collector
@@ -290,6 +296,15 @@ def check_command(
         )
     if output_format is CheckFormat.JSON:
         typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    elif output_format is CheckFormat.SARIF:
+        from compiler.reports.sarif import check_sarif
+
+        tool = importlib.metadata.version("picosam2-compile")
+        typer.echo(check_sarif(result, str(model), tool, str(Path.cwd())), nl=False)
+    elif output_format is CheckFormat.MARKDOWN:
+        from compiler.reports.markdown import check_markdown
+
+        typer.echo(check_markdown(result, model.name), nl=False)
     else:
         _print_check(result)
     if not result.ok:
@@ -382,7 +397,9 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FINE
     except OSError as error:
-        return _fail(_system(error))
+        from compiler.reports.failed_run import system_error
+
+        return _fail(system_error(error))
     except Exception as error:
         if os.environ.get("PICOSAM2_DEBUG"):
             raise
@@ -413,16 +430,6 @@ def _fail(error: ToolError) -> int:
     return error.exit_code
 
 
-def _system(error: OSError) -> ToolError:
-    """What the operating system refused: a path of the user's, or a machine without room."""
-    thing, found = str(error.filename or "the file system"), str(error.strerror or error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE):
-        return EnvironmentFault(thing, found, "a machine with room", "free it, then run the command again")
-    return InputError(
-        thing, found, "a path that can be read and written", "correct the path or its permissions"
-    )
-
-
 def _interrupted() -> int:
     """The shell's own code for a process that ended by an interrupt."""
     print("interrupted", file=sys.stderr)
@@ -440,14 +447,14 @@ def _quiet_environment() -> None:
 
 
 def _print_diagnostics(diagnostics: tuple[Diagnostic, ...]) -> None:
-    from compiler.report import diagnostic_text
+    from compiler.reports.terminal import diagnostic_text
 
     for diagnostic in diagnostics:
         print(diagnostic_text(diagnostic), file=sys.stderr)
 
 
 def _print_check(result: CheckResult) -> None:
-    from compiler.report import check_rows, cost_lines, diagnostic_text, what_if_lines
+    from compiler.reports.terminal import check_rows, cost_lines, diagnostic_text, what_if_lines
 
     for diagnostic in result.diagnostics:
         typer.echo(diagnostic_text(diagnostic))
@@ -458,13 +465,13 @@ def _print_check(result: CheckResult) -> None:
 
 
 def _print_summary(result: CompileResult, out: Path) -> None:
-    from compiler.report import summary_rows
+    from compiler.reports.terminal import summary_rows
 
     def echo(text: str) -> None:
         print(text, file=sys.stderr)
 
     _print_diagnostics(result.warnings)
-    _print_rows([*summary_rows(result), ("Package", f"{out} (report.md has the details)")], echo)
+    _print_rows([*summary_rows(result), ("Package", f"{out} (report.html has the details)")], echo)
 
 
 def _print_rows(rows: list[tuple[str, str]], echo: Callable[[str], object]) -> None:

@@ -35,10 +35,11 @@ from compiler.quantizing.options import (
     require_brevitas,
     require_consistent,
 )
+from compiler.reports.failed_run import failed_place, failure_of, remove_failed, write_failed
 from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
 from compiler.versions import PACKAGES, versions
 from passes import graph as graphs
-from passes.errors import InputError, TargetViolation
+from passes.errors import InputError, TargetViolation, ToolError, first_line
 from passes.files import write_beside
 from passes.imx500.limits import MEMORY_BUDGET
 from passes.pipeline import FLOAT_TRANSFORMS, QUANTIZED_TRANSFORMS, Transform, apply
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from compiler.quantizing.search import Choice
     from compiler.quantizing.ways import Made, Material, Way
     from compiler.quantizing.widths import Widths
+    from compiler.reports.facts import Facts
+    from compiler.reports.what_if import WhatIf
     from passes.equalise import Equalisation
     from passes.imx500.fixes import AppliedFix
 
@@ -124,6 +127,8 @@ class State:
     means: Means | None = None
     choice: Choice | None = None
     agreement: Agreement | None = None
+    facts: Facts | None = None
+    what_if: WhatIf | None = None
     conversion: Conversion | None = None
     cached: bool = False
     """The running step took its result from the cache."""
@@ -164,8 +169,49 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
     with progress_factory(len(PIPELINE)) as progress:
         state = State(options, progress, Cache())
         for number, step in enumerate(PIPELINE, start=1):
-            state = _run_step(state, step, number)
+            try:
+                state = _run_step(state, step, number)
+            except InputError:  # its message is all there is to say
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                _report_failure(state, step, error)
+                raise
+    remove_failed(options.out)
     return _result(state)
+
+
+def _report_failure(state: State, step: Step, error: BaseException) -> None:
+    """The reports of a run that ended in `step`. Whatever happens here, `error` stays what is told."""
+    try:
+        place = write_failed(
+            state.options.out, _failed_result(state, step, error), state.options.model, _now()
+        )
+    except (Exception, KeyboardInterrupt) as another:
+        error.add_note(f"there is no report of this run ({first_line(another)})")
+        return
+    folder = failed_place(state.options.out)
+    told = f"there is no report of this run: {folder} cannot be written" if place is None else ""
+    error.add_note(told or f"the report of this run: {folder / 'report.html'}")
+
+
+def _failed_result(state: State, step: Step, error: BaseException) -> CompileResult:
+    """What is known of a run that ended."""
+    if isinstance(error, Refused):
+        state = dataclasses.replace(state, check=error.check)
+    try:
+        result = _result(state)
+    except ToolError:  # the outputs of a graph that is broken
+        result = _result(dataclasses.replace(state, quantized=None))
+    if step.name == "convert" and isinstance(error, TargetViolation):
+        result = dataclasses.replace(result, vendor_diagnostics=error.diagnostics)
+    memory = None if result.check is None else result.check.memory
+    if memory is not None and not memory.fits:
+        result = dataclasses.replace(result, what_if=_what_if(state))
+    return dataclasses.replace(result, failure=failure_of(error, step.name, step.purpose))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
 
 
 def _run_step(state: State, step: Step, number: int) -> State:
@@ -254,7 +300,7 @@ def _check(state: State) -> State:
     if state.check is not None:  # the cost is of the network the user gave: MCT adds biases that are zero
         check = dataclasses.replace(check, costs=state.check.costs)
     if not check.ok:
-        raise violation(state.options.model.name, check)
+        raise Refused(state.options.model.name, check)
     target = state.options.memory_target
     needed = 0 if check.memory is None else check.memory.total_bytes
     if state.quantized is not None and target is not None and needed > target:
@@ -263,16 +309,19 @@ def _check(state: State) -> State:
     return dataclasses.replace(state, check=check)
 
 
-def violation(name: str, check: CheckResult) -> TargetViolation:
-    """The error for a model that the check refuses; it carries every finding."""
-    count = sum(diagnostic.severity == "error" for diagnostic in check.diagnostics)
-    return TargetViolation(
-        f"model {name}",
-        f"violates the target in {count} place{'s' * (count != 1)}",
-        "see each finding above",
-        "apply the fix of each finding; `picosam2 check MODEL` repeats them in a second",
-        check.diagnostics,
-    )
+class Refused(TargetViolation):
+    """The check refuses the model; the error carries every finding, and the whole check for the reports."""
+
+    def __init__(self, name: str, check: CheckResult) -> None:
+        count = sum(diagnostic.severity == "error" for diagnostic in check.diagnostics)
+        super().__init__(
+            f"model {name}",
+            f"violates the target in {count} place{'s' * (count != 1)}",
+            "see each finding above",
+            "apply the fix of each finding; `picosam2 check MODEL` repeats them in a second",
+            check.diagnostics,
+        )
+        self.check = check
 
 
 def _calibration(state: State) -> State:
@@ -431,6 +480,30 @@ def _agreement(state: State) -> State:
     return dataclasses.replace(state, agreement=agreement)
 
 
+def _facts(state: State) -> State:
+    from compiler.reports.facts import measure_facts
+
+    assert state.float_model is not None
+    assert state.quantized is not None
+    facts = measure_facts(state.float_model, state.quantized, state.representative, state.progress.update)
+    return dataclasses.replace(state, facts=facts, what_if=_what_if(state))
+
+
+def _what_if(state: State) -> WhatIf:
+    from compiler.reports.what_if import what_if
+
+    checked = state.quantized or state.float_model
+    assert checked is not None
+    assert state.loaded is not None
+    return what_if(
+        checked,
+        state.loaded.model,
+        state.loaded.contract,
+        state.options.input_persistency,
+        state.options.narrowest,
+    )
+
+
 def _convert(state: State) -> State:
     from compiler.converter import ConverterFailed, ConverterRejected, convert
 
@@ -468,31 +541,46 @@ def _keep_log(out: Path, log: str) -> Path:
 
 def _package(state: State) -> State:
     result = _result(state)
-    created = datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
-    package.write_package(state.options.out, _files(state, result, created), _manifest_facts(result))
+    assert state.loaded is not None
+    facts = {**_manifest_facts(result), "protocol": state.loaded.protocol}
+    package.write_package(state.options.out, _files(state, result), facts)
     return state
 
 
-def _files(state: State, result: CompileResult, created: str) -> dict[str, bytes]:
-    from compiler import raspberry_pi, report
+def _files(state: State, result: CompileResult) -> dict[str, bytes]:
+    from compiler import raspberry_pi
+    from compiler.device import device_check
+    from compiler.reports.files import report_files
 
     files: dict[str, bytes] = {}
     if state.float_model is not None:
         files[FLOAT_GRAPH] = graphs.to_bytes(state.float_model)
+    assert state.loaded is not None
     assert state.quantized is not None
     files[INT8_GRAPH] = graphs.to_bytes(state.quantized)
     if state.conversion is not None:
         files.update(state.conversion.files)
         files["converter.log"] = state.conversion.log.encode()
-    files["report.json"] = report.to_json(result, created).encode()
-    files["report.md"] = report.to_markdown(result, created).encode()
+    files.update(report_files(result, state.options.model, _now()))
     packed = "packerOut.zip" in files
     files["raspberry-pi.md"] = raspberry_pi.instructions(result, packed=packed).encode()
-    return files
+    compiled = device_check.Compiled(
+        model=state.quantized,
+        network=result.network,
+        contract=state.loaded.contract,
+        outputs=result.outputs,
+        representative=state.representative,
+        seed=result.seed,
+        protocol=state.loaded.protocol,
+        dnn_params=files.get("dnnParams.xml"),
+        packed=packed,
+    )
+    return files | device_check.files(compiled, state.progress.update)
 
 
 def _manifest_facts(result: CompileResult) -> Mapping[str, Any]:
     """What the manifest says beside the checksums; no times, no paths."""
+    assert result.contract is not None  # a package has one
     return {
         "tool": result.tool_version,
         "target": result.target,
@@ -568,6 +656,7 @@ PIPELINE: tuple[Step, ...] = (
     ),
     Step("check-quantized", "bit widths, thresholds and memory of the quantized graph", _check),
     Step("agreement", "float against int8 on the held-out pictures", _agreement, _is_float),
+    Step("facts", "what each layer loses, the masks, what-if: for the reports", _facts, _is_float),
     Step(
         "convert",
         "the vendor's converter",
@@ -581,18 +670,16 @@ PIPELINE: tuple[Step, ...] = (
 
 
 def _result(state: State) -> CompileResult:
-    assert state.loaded is not None
-    assert state.check is not None
-    assert state.quantized is not None
-    conversion = state.conversion
+    """What is known so far; of a run that ended well, all of it."""
+    conversion, loaded = state.conversion, state.loaded
     return CompileResult(
         tool_version=importlib.metadata.version("picosam2-compile"),
         target=state.options.target,
         model_name=state.options.model.name,
-        model_sha256=state.loaded.sha256,
-        model_kind=state.loaded.kind.value,
-        network=state.loaded.network,
-        contract=state.loaded.contract,
+        model_sha256="" if loaded is None else loaded.sha256,
+        model_kind="" if loaded is None else loaded.kind.value,
+        network=state.options.model.stem if loaded is None else loaded.network,
+        contract=None if loaded is None else loaded.contract,
         seed=state.options.seed,
         quantizer=state.options.quantizer if _is_float(state) else None,
         choice=state.choice,
@@ -600,11 +687,13 @@ def _result(state: State) -> CompileResult:
         equalised=state.equalised,
         calibration=_calibration_card(state),
         check=state.check,
-        outputs=_outputs(state.quantized),
+        outputs=() if state.quantized is None else _outputs(state.quantized),
         agreement=state.agreement,
         vendor=None if conversion is None else _vendor_figures(state, conversion),
         vendor_diagnostics=() if conversion is None else conversion.diagnostics,
         steps=state.times,
+        facts=state.facts,
+        what_if=state.what_if,
         versions=versions(PACKAGES if state.choice is None else (*PACKAGES, "brevitas")),
     )
 

@@ -33,6 +33,7 @@ from passes.errors import InputError, first_line
 from passes.fix_batch import forget_shapes
 from passes.imx500.geometry import constant_ints, input_at, int_attribute, ints_attribute
 from passes.imx500.stage import LARGE, float_view
+from student.shipped import shipped_protocol
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,8 @@ class Loaded:
         contract: what an integer sensor pixel becomes.
         notes: what was assumed.
         sha256: of the file, as it was when it was read.
+        protocol: the prompt protocol (`student.crops`) that a checkpoint was trained under; None where it is
+            not known, and for other kinds of files.
     """
 
     model: ir.Model
@@ -83,6 +86,7 @@ class Loaded:
     contract: InputContract
     notes: tuple[Diagnostic, ...]
     sha256: str = ""
+    protocol: str | None = None
 
 
 def load_model(
@@ -112,7 +116,8 @@ def load_model(
         raise InputError(f"model {path}", "is empty (0 bytes)", "a model file", "export or save it again")
     digest = graphs.sha256(path.read_bytes())
     read = {"torch": _from_state_dict, "pt2": _from_exported_program, "onnx": _from_onnx}[_sniff(path)]
-    return dataclasses.replace(read(path, _Wanted(declared, size, replace_size)), sha256=digest)
+    loaded = read(path, _Wanted(declared, size, replace_size))
+    return dataclasses.replace(loaded, sha256=digest, protocol=loaded.protocol or shipped_protocol(digest))
 
 
 def _sniff(path: Path) -> str:
@@ -197,7 +202,8 @@ def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
     network = NETWORKS[checkpoint.network_name]()
     network.load_state_dict(checkpoint.state_dict)
     model = _export(network, (_zeros(contract),))
-    return _finish(model, ModelKind.STATE_DICT, checkpoint.network_name, contract, notes)
+    loaded = _finish(model, ModelKind.STATE_DICT, checkpoint.network_name, contract, notes)
+    return dataclasses.replace(loaded, protocol=checkpoint.protocol)
 
 
 def _from_exported_program(path: Path, wanted: _Wanted) -> Loaded:

@@ -101,6 +101,15 @@ def gate_command(
         Path | None,
         typer.Option(metavar="FILE", help="Also write a JUnit report for CI.", show_default=False),
     ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Also write the JSON report, which --baseline of a later run takes.",
+            show_default=False,
+        ),
+    ] = None,
     output_format: Annotated[
         GateFormat,
         typer.Option("--format", help="text for people, json for programs, markdown for pull requests."),
@@ -127,13 +136,12 @@ def gate_command(
     [b]Example:[/b]  picosam2 gate out/picosam2 --data coco:COCO_DIR --min-miou 0.45 --max-drop 1
 
     [b]In CI:[/b]  picosam2 gate out/picosam2 --data coco:COCO_DIR --max-drop 1
-    --baseline main.json --junit junit.xml --format json > gate.json
+    --baseline main.json --json gate.json --junit junit.xml --format markdown
     """
     from passes.light_imports import light_imports, without_collector
 
-    if junit is not None and (junit.is_dir() or not junit.absolute().parent.is_dir()):
-        found = "is a folder" if junit.is_dir() else f"{junit.parent} is no folder"
-        raise InputError(f"--junit {junit}", found, "a file in a folder that exists", "correct the path")
+    _require_place("--junit", junit)
+    _require_place("--json", json_file)
     with without_collector():
         with light_imports():
             from compiler.gate.criteria import Limits
@@ -158,13 +166,27 @@ def gate_command(
                 threads=threads,
                 on_progress=count,
             )
-    if junit is not None:
-        from compiler.gate.junit import to_junit
-        from passes.files import write_beside
-
-        write_beside(junit, to_junit(result))
+    _write(result, junit, json_file)
     _print(result, output_format)
     require_passed(result)
+
+
+def _require_place(option: str, path: Path | None) -> None:
+    """Raises InputError, before anything slow, where the file could not be written in the end."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        found = "is a folder" if path.is_dir() else f"{path.parent} is no folder"
+        raise InputError(f"{option} {path}", found, "a file in a folder that exists", "correct the path")
+
+
+def _write(result: GateResult, junit: Path | None, json_file: Path | None) -> None:
+    from compiler.gate.junit import to_junit
+    from compiler.gate.reports import to_json_text
+    from passes.files import write_beside
+
+    if junit is not None:
+        write_beside(junit, to_junit(result))
+    if json_file is not None:
+        write_beside(json_file, f"{to_json_text(result)}\n".encode())
 
 
 def _print(result: GateResult, output_format: GateFormat) -> None:

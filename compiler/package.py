@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,12 @@ from passes.graph import sha256
 
 MANIFEST = "manifest.json"
 FORMAT = "picosam2-compile package"
-UNHASHED = ("report.json", "report.md", "converter.log")
-"""Files with times in them: they differ between runs, so the manifest names them without a checksum."""
+UNHASHED = ("report.html", "report.json", "report.md", "report.sarif", "converter.log")
+"""Files with times or paths of the machine in them: they differ between runs, so the manifest names them
+without a checksum."""
+
+BYTECODE = "__pycache__"
+"""Beside the scripts of a package Python keeps them compiled once they have run: nothing to be lost."""
 
 DATED_MEMBER = "manifest.json"
 """Member of packerOut.zip in which the vendor writes the date ("Date Info")."""
@@ -51,8 +55,7 @@ def require_writable(out: Path, model: Path) -> None:
                 "a folder that can be renamed",
                 f"--out {out / 'package'}",
             )
-        extra = sorted(path.name for path in out.iterdir() if path.name not in _own_files(out))
-        if extra:
+        if extra := added_files(out):
             raise InputError(
                 f"--out {out}",
                 f"holds other files: {', '.join(extra[:3])}",
@@ -75,21 +78,37 @@ def require_writable(out: Path, model: Path) -> None:
         )
 
 
-def _own_files(folder: Path) -> set[str]:
-    """Names of the files that we wrote there; none where it is no package."""
-    if not is_package(folder):
-        return set()
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return {MANIFEST, *manifest.get("files", {})}
+def _other_files(folder: Path, own: Collection[str], within: str = "") -> Iterator[str]:
+    """What is in a folder beside our own files; a folder that holds none of ours is named, not entered.
+
+    Args:
+        own: paths in the package, with "/" between their parts.
+        within: path of `folder` in the package, empty or ending in "/".
+    """
+    for path in folder.iterdir():
+        name = within + path.name
+        if any(one.startswith(f"{name}/") for one in own) and path.is_dir() and not path.is_symlink():
+            yield from _other_files(path, own, f"{name}/")
+        elif (name not in own or path.is_dir()) and not (within and path.name == BYTECODE):
+            yield name
 
 
-def is_package(folder: Path) -> bool:
-    """The folder was written by us."""
+def added_files(folder: Path, form: str = FORMAT) -> list[str]:
+    """Paths in the folder that we did not write; all of them where it is no folder of ours of that format."""
+    own: set[str] = set()
+    if is_package(folder, form):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        own = {MANIFEST, *manifest.get("files", {})}
+    return sorted(_other_files(folder, own))
+
+
+def is_package(folder: Path, form: str = FORMAT) -> bool:
+    """The folder was written by us, in that format."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    return isinstance(manifest, dict) and manifest.get("format") == form
 
 
 def calibration_sources(folder: Path) -> tuple[Mapping[str, Any], ...]:
@@ -99,13 +118,16 @@ def calibration_sources(folder: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(source for source in sources if isinstance(source, dict))
 
 
-def write_package(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+def write_package(
+    out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any], form: str = FORMAT
+) -> None:
     """Write the files and the manifest to `out` as a whole.
 
     Args:
         out: the package directory.
-        files: name -> content, manifest.json excluded.
+        files: path in the package -> content, manifest.json excluded; folders are made as needed.
         facts: further entries of the manifest (versions, seeds, contract, outputs); deterministic.
+        form: what the manifest says the folder is.
 
     Raises EnvironmentFault where the disk fails; then `out` is as it was.
     """
@@ -117,8 +139,9 @@ def write_package(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any
     try:
         try:
             for name, content in files.items():
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
                 (beside / name).write_bytes(content)
-            (beside / MANIFEST).write_text(manifest_text(files, facts), encoding="utf-8")
+            (beside / MANIFEST).write_text(manifest_text(files, facts, form), encoding="utf-8")
             beside.chmod(0o755)
         except OSError as error:
             raise _disk(out, error) from error
@@ -179,7 +202,7 @@ def _disk(out: Path, error: OSError) -> EnvironmentFault:
     )
 
 
-def manifest_text(files: Mapping[str, bytes], facts: Mapping[str, Any]) -> str:
+def manifest_text(files: Mapping[str, bytes], facts: Mapping[str, Any], form: str = FORMAT) -> str:
     """manifest.json: the same inputs give the same text."""
     listed: dict[str, Any] = {}
     for name in sorted(files):
@@ -189,7 +212,7 @@ def manifest_text(files: Mapping[str, bytes], facts: Mapping[str, Any]) -> str:
             listed[name] = {"members_sha256": zip_members(files[name])}
         else:
             listed[name] = {"sha256": sha256(files[name])}
-    document = {"format": FORMAT, "schema": 1, **facts, "files": listed}
+    document = {"format": form, "schema": 1, **facts, "files": listed}
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compiler.converter.bridge import network_name
+from compiler.device.readme import PACKAGING, UNPACKED
 from compiler.result import CompileResult
 
 _TEXT = """# {network} on a Raspberry Pi AI Camera
@@ -10,11 +11,13 @@ _TEXT = """# {network} on a Raspberry Pi AI Camera
 The last step, from packerOut.zip to the file the camera loads, runs on the Raspberry Pi only.
 
 ```sh
-sudo apt update && sudo apt install -y imx500-all imx500-tools python3-picamera2
-imx500-package -i packerOut.zip -o {network}-rpk      # writes {network}-rpk/network.rpk
+{packaging}
 ```
 
-{missing}## What the network takes
+{missing}`device-check/` says whether the chip computes what the simulator computes, has a typed reader of the
+outputs and draws masks: see its README.
+
+## What the network takes
 
 {channels}x{height}x{width}, {order}; the camera delivers {delivered} as the integers the compiled network was
 made for. The normalisation is inside the network: do not set one in picamera2.
@@ -25,7 +28,7 @@ from picamera2.devices import IMX500
 camera = IMX500("{network}-rpk/network.rpk")
 camera.set_inference_roi_abs((left, top, width, height))  # the crop around the prompt, in sensor pixels
 # then, per frame of a Picamera2(camera.camera_num):
-# outputs = camera.get_outputs(metadata, add_batch=True)
+# outputs = camera.get_outputs(metadata)
 ```
 
 ## What it gives
@@ -37,20 +40,17 @@ camera.set_inference_roi_abs((left, top, width, height))  # the crop around the 
 def instructions(result: CompileResult, *, packed: bool) -> str:
     """The text for this package; where packerOut.zip is not in it (`packed`) it says so and how to get it."""
     contract = result.contract
-    missing = ""
-    if not packed:
-        missing = (
-            "packerOut.zip is not in this package: it was compiled with --no-convert or "
-            "--memory-report-only. Compile it again without.\n\n"
-        )
+    assert contract is not None  # a package has one
     outputs = "\n".join(
         f"- `{o.name}`: {'x'.join(str(d) for d in o.shape)} {o.dtype}"
         + ("" if o.grid is None else f", real value = integer x {o.grid.step:g}")
         for o in result.outputs
     )
+    network = network_name(result.network)
     return _TEXT.format(
-        network=network_name(result.network),
-        missing=missing,
+        network=network,
+        packaging=PACKAGING.format(network=network).strip(),
+        missing="" if packed else UNPACKED,
         channels=contract.channels,
         height=contract.height,
         width=contract.width,

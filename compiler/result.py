@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a check needs none of them to run, and does without what th
     from compiler.agreement import Agreement
     from compiler.quantizing.search import Choice
     from compiler.quantizing.widths import Widths
+    from compiler.reports.facts import Facts
+    from compiler.reports.what_if import WhatIf
     from compiler.simulator.fixedpoint import Grid
     from passes.equalise import Equalisation
     from passes.imx500.fixes import AppliedFix
@@ -197,8 +199,34 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """How a compile ended that made no package.
+
+    Attributes:
+        step, purpose: the step of the pipeline that it ended in.
+        kind: "input", "target", "gate", "environment", "interrupted" or "defect" (ours).
+        thing, found, limit, fix: of the error, as `passes.errors.ToolError` has them.
+        exit_code: of the command.
+        notes: what else was said, for instance where the converter's log lies.
+    """
+
+    step: str
+    purpose: str
+    kind: str
+    thing: str
+    found: str
+    limit: str
+    fix: str
+    exit_code: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class CompileResult:
-    """Everything the reports show. `None` marks what was not done, never what was not known."""
+    """Everything the reports show. `None` marks what was not done, never what was not known.
+
+    Of a run that failed, `failure` says how it ended; what it did not come to is None or empty.
+    """
 
     tool_version: str
     target: str
@@ -206,22 +234,30 @@ class CompileResult:
     model_sha256: str
     model_kind: str
     network: str
-    contract: InputContract
+    contract: InputContract | None
     seed: int
     quantizer: str | None
     choice: Choice | None
     widths: Widths | None
     equalised: Equalisation | None
     calibration: Mapping[str, Any] | None
-    check: CheckResult
+    check: CheckResult | None
     outputs: tuple[Output, ...]
     agreement: Agreement | None
     vendor: VendorFigures | None
     vendor_diagnostics: tuple[Diagnostic, ...]
     steps: tuple[StepTime, ...]
     versions: Mapping[str, str]
+    facts: Facts | None = None
+    what_if: WhatIf | None = None
+    failure: Failure | None = None
+
+    @property
+    def findings(self) -> tuple[Diagnostic, ...]:
+        """What our check and what the converter found."""
+        ours = () if self.check is None else self.check.diagnostics
+        return (*ours, *self.vendor_diagnostics)
 
     @property
     def warnings(self) -> tuple[Diagnostic, ...]:
-        found = (*self.check.diagnostics, *self.vendor_diagnostics)
-        return tuple(d for d in found if d.severity is not Severity.NOTE)
+        return tuple(d for d in self.findings if d.severity is not Severity.NOTE)

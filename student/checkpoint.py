@@ -1,8 +1,9 @@
-"""Checkpoints: plain state_dicts in the authors' parameter names, with the input contract beside the weights.
+"""Checkpoints: plain state_dicts in the authors' parameter names; the input contract and the prompt protocol
+lie beside the weights.
 
 The contract's JSON lies in the `_metadata` attribute that PyTorch itself gives every state_dict, under
-`passes.contract.METADATA_KEY`. `load_state_dict` ignores entries it does not know there, so the authors'
-code loads our files, and ours loads theirs (which have no contract).
+`passes.contract.METADATA_KEY`, and the protocol's name under PROTOCOL_KEY. `load_state_dict` ignores entries
+it does not know there, so the authors' code loads our files, and ours loads theirs (which have neither).
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from torch import Tensor, nn
 from passes.contract import METADATA_KEY, InputContract
 from passes.errors import InputError
 from passes.files import write_beside
+from student.crops import PROTOCOLS
 from student.instances import first_names
 from student.networks import NETWORKS
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training programs commonly put the state_dict."""
+
+PROTOCOL_KEY = "picosam2.prompt_protocol"
+"""Under which a checkpoint's metadata names the protocol that it was trained under."""
 
 PARALLEL_PREFIX = "module."
 """What nn.DataParallel and DistributedDataParallel put before every name."""
@@ -41,11 +46,13 @@ class Checkpoint:
         network_name: a key of NETWORKS.
         state_dict: without wrappers or prefixes.
         contract: None where the file carries none (the authors' files).
+        protocol: a name in PROTOCOLS, what it was trained under; None where the file carries none.
     """
 
     network_name: str
     state_dict: OrderedDict[str, Tensor]
     contract: InputContract | None
+    protocol: str | None = None
 
     def build(self) -> nn.Module:
         """The network with these weights, in evaluation mode."""
@@ -54,15 +61,22 @@ class Checkpoint:
         return network.eval()
 
 
-def save_checkpoint(path: Path, network: nn.Module, contract: InputContract) -> None:
-    """Writes `network`'s state_dict and the contract; identical weights give identical bytes."""
+def save_checkpoint(
+    path: Path, network: nn.Module, contract: InputContract, protocol: str | None = None
+) -> None:
+    """Writes `network`'s state_dict with its contract and protocol; identical weights give identical bytes.
+
+    Args:
+        protocol: a name in PROTOCOLS; None for a network that was not trained on prompts.
+    """
     state = network.state_dict()
     # A clone, because `contiguous` keeps unusual strides of dimensions of size 1, which would be stored.
     weights = OrderedDict(
         (name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
         for name, tensor in state.items()
     )
-    vars(weights)["_metadata"] = {**vars(state)["_metadata"], METADATA_KEY: contract.dumps()}
+    named = {} if protocol is None else {PROTOCOL_KEY: protocol}
+    vars(weights)["_metadata"] = {**vars(state)["_metadata"], METADATA_KEY: contract.dumps(), **named}
     buffer = io.BytesIO()  # given a path, torch.save would put the file's name into its bytes
     torch.save(weights, buffer)
     try:
@@ -84,7 +98,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     state = _unwrapped(path, _read(path))
     metadata = getattr(state, "_metadata", None)
-    contract_json = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    metadata = metadata if isinstance(metadata, dict) else {}
+    contract_json, protocol = metadata.get(METADATA_KEY), metadata.get(PROTOCOL_KEY)
     weights = _tensors(path, state)
     network_name = _recognised(path, weights)
     weights = OrderedDict(
@@ -92,7 +107,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
     _require_finite(path, weights)
     contract = None if contract_json is None else InputContract.loads(str(contract_json))
-    return Checkpoint(network_name, weights, contract)
+    known = isinstance(protocol, str) and protocol in PROTOCOLS
+    return Checkpoint(network_name, weights, contract, protocol if known else None)
 
 
 def _read(path: Path) -> Any:

@@ -203,7 +203,7 @@ def train(
         outcome = run.outcome(contract)
         if log is not None:
             log.close()
-            save_checkpoint(directory / CHECKPOINT, outcome.network, contract)
+            save_checkpoint(directory / CHECKPOINT, outcome.network, contract, recipe.protocol)
             card = _card(recipe, data, stream, outcome, run)
             write_beside(directory / CARD, (json.dumps(card, indent=2) + "\n").encode())
         accelerator.wait_for_everyone()

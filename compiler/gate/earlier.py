@@ -65,14 +65,26 @@ def read_earlier(path: Path) -> Earlier:
     try:
         document = json.loads(path.read_bytes())
         document = document.get("gate", document)
+        _require_measured(path, document)
         return _of_gate(path, document) if document.get("format") == FORMAT else _of_evaluate(path, document)
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"--baseline {path}",
             f"is no report with an int8 mIoU ({error!r})"[:300],
             "the JSON of an earlier gate, or of `picosam2 evaluate PACKAGE`",
-            "picosam2 gate PACKAGE --data ... --format json > baseline.json",
+            "picosam2 gate PACKAGE --data ... --max-drop 1 --json baseline.json",
         ) from error
+
+
+def _require_measured(path: Path, document: dict[str, Any]) -> None:
+    """Raises InputError for report.json of a package: a compile compares int8 with float, not with masks."""
+    if "agreement" in document and "converter" in document:
+        raise InputError(
+            f"--baseline {path}",
+            "is the report of a compile, which has no mIoU",
+            "the JSON of an earlier gate, or of `picosam2 evaluate PACKAGE`",
+            f"score that package: picosam2 gate {path.parent} --data ... --max-drop 1 --json baseline.json",
+        )
 
 
 def require_comparable(earlier: Earlier, now: Measurement) -> str | None:

@@ -16,6 +16,9 @@ from passes.graph import is_activation_quantizer, is_quantizer, module_of
 FUNCTIONS = ("Relu", "Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Gelu")
 """Operators that follow the one a layer is named by."""
 
+WARNING_DB = 20.0
+"""Below this ratio at the output a layer, quantized alone, is warned of (docs/simulator.md, measured)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:

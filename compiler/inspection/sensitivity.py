@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from compiler.agreement import session
 from compiler.dialect import to_standard
-from compiler.inspection.layers import quantized_layers
+from compiler.inspection.layers import WARNING_DB, quantized_layers
 from compiler.inspection.mask_output import MaskOutput, mask_outputs
 from passes.errors import InputError
 from passes.graph import const_array, from_proto, real_inputs, set_constant, to_proto
@@ -37,9 +37,6 @@ SCHEMA = 1
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 """Operators whose third input is a bias, zero where it is missing."""
-
-WARNING_DB = 20.0
-"""Below this ratio at the output a layer, quantized alone, is warned of (docs/simulator.md, measured)."""
 
 Floats = NDArray[np.float32]
 
@@ -306,17 +303,32 @@ def measure_sensitivity(
     )
 
 
-def layer_alone(
-    model: ir.Model, float_model: ir.Model | None, pictures: Sequence[Floats], name: str
-) -> float:
-    """`LayerSensitivity.alone.both` of one layer, in dB, without measuring the others."""
-    (index,) = [index for index, layer in enumerate(quantized_layers(model)) if layer.name == name]
+def layers_alone(
+    model: ir.Model,
+    float_model: ir.Model | None,
+    pictures: Sequence[Floats],
+    names: Collection[str] | None = None,
+    progress: Callable[[str, float], None] = lambda name, share: None,
+) -> dict[str, float]:
+    """`LayerSensitivity.alone.both` in dB by layer, without the rest; of the layers in `names`, None for all.
+
+    Empty where no output is one of real numbers. `progress` is told the layer and the share done.
+    """
     own = [value.name or "" for value in model.graph.outputs if value.dtype in (None, ir.DataType.FLOAT)]
-    real = _Network(partly_quantized(model, (), float_model), own)
-    quantized = {(index, part) for part in KINDS["both"]}
-    tested = _Network(partly_quantized(model, quantized, float_model), own)
+    if not own:
+        return {}
     feeds = _feeds(model, pictures)
-    return _decibels(_harm(feeds, map(real, feeds), tested, ()).at(own))
+    real = _Network(partly_quantized(model, (), float_model), own)
+    truth = [real(feed) for feed in feeds]
+    layers = quantized_layers(model)
+    alone = {}
+    for index, layer in enumerate(layers):
+        if names is None or layer.name in names:
+            progress(layer.name, index / len(layers))
+            quantized = {(index, part) for part in KINDS["both"]}
+            tested = _Network(partly_quantized(model, quantized, float_model), own)
+            alone[layer.name] = _decibels(_harm(feeds, truth, tested, ()).at(own))
+    return alone
 
 
 class _Network:

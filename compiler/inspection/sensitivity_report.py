@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from compiler.inspection.sensitivity import WARNING_DB, LayerSensitivity, Sensitivity
+from compiler.inspection.layers import WARNING_DB
+from compiler.inspection.sensitivity import LayerSensitivity, Sensitivity
 
 if TYPE_CHECKING:
     from rich.table import Table

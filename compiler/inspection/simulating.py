@@ -42,6 +42,7 @@ from student.crops import (
 )
 from student.instances import load_folder
 from student.picture_grid import PREDICTED, outline
+from student.shipped import shipped_protocol
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,9 +123,9 @@ def plan(
         prompt: for every picture, where `prompts` is None.
         prompts: a file of prompts (`prompts.read_prompts`). Only the pictures it names are run; it
             names them by file name, or by the path given where several have that name.
-        protocol: a name in `student.crops.PROTOCOLS`. Default: what the shipped checkpoint that the package
-            was compiled from was trained under; of other packages roi-pad10 for a box and point-native-96 for
-            a point.
+        protocol: a name in `student.crops.PROTOCOLS`. Default: what the checkpoint that the package was
+            compiled from was trained under; where that is not known, roi-pad10 for a box and point-native-96
+            for a point.
 
     Raises:
         InputError: pictures or prompts that cannot be read or do not fit, an unknown protocol, or a network
@@ -152,15 +153,9 @@ def plan(
 
 
 def trained_protocol(manifest: Mapping[str, Any]) -> str | None:
-    """The protocol that a package's checkpoint was trained under, where it is one of the shipped ones."""
-    import student
-
-    digest = manifest.get("model", {}).get("sha256")
-    for card in sorted((Path(student.__file__).parent / "checkpoints").glob("*.json")):
-        content = json.loads(card.read_text(encoding="utf-8"))
-        if digest is not None and content["checkpoint"]["sha256"] == digest:
-            return str(content["training"]["recipe"]["protocol"])
-    return None
+    """The protocol that a package's checkpoint was trained under: the manifest's own, or a shipped file's."""
+    named = str(manifest.get("protocol"))
+    return named if named in PROTOCOLS else shipped_protocol(str(manifest.get("model", {}).get("sha256")))
 
 
 def _named_pictures(pictures: Sequence[Path]) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.check_time import network
 from compiler.checking import check_graph, check_model
-from compiler.report import check_rows
+from compiler.reports.terminal import check_rows
 from passes import contract as contracts
 from passes import graph as graphs
 from passes.errors import InputError

@@ -97,7 +97,7 @@ def test_the_pipeline_is_printed(capsys):
         "preflight", "load", "raise-opset", "fix-batch", "name", "simplify", "explicit-pads",
         "floor-pools", "fold-batchnorm", "fold-input", "remove-dead", "fix",
         "check", "calibration", "equalise", "quantize", "widths", "search", "check-quantized", "agreement",
-        "convert", "package",
+        "facts", "convert", "package",
     ]  # fmt: skip
 
 

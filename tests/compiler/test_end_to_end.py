@@ -40,6 +40,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def files_of(package: Path) -> dict[str, Path]:
+    """The files of a package by their path in it."""
+    return {
+        path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*")) if path.is_file()
+    }
+
+
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory) -> Path:
     """The package of the shipped checkpoint, nothing cached."""
@@ -51,11 +58,15 @@ def shipped(tmp_path_factory) -> Path:
 
 
 def test_the_package_is_complete_and_says_what_it_is(shipped):
-    names = {path.name for path in shipped.iterdir()}
-    assert names == {
+    names = set(files_of(shipped))
+    assert {name for name in names if not name.startswith("device-check/")} == {
         "model.onnx", "model_quant.onnx", "packerOut.zip", "dnnParams.xml", "MemoryReport.json",
-        "manifest.json", "report.json", "report.md", "converter.log", "raspberry-pi.md",
+        "manifest.json", "report.html", "report.json", "report.md", "report.sarif", "converter.log",
+        "raspberry-pi.md",
     }  # fmt: skip
+    check = json.loads((shipped / "device-check" / "check.json").read_text())
+    assert check["protocol"] == "point-native-96"
+    assert len(check["expected"]) == 7, "the inputs tell all numerics apart"
     with zipfile.ZipFile(shipped / "packerOut.zip") as archive:
         assert archive.testzip() is None
         assert {"l2staticData.bin", "dnnParams.xml"} <= set(archive.namelist())
@@ -84,12 +95,12 @@ def test_the_same_inputs_give_the_same_bytes(shipped, tmp_path):
     """Nothing cached, another process, another place: equal but for report, log and the dates in the zip."""
     done = picosam2("compile", CHECKPOINT, "--out", tmp_path / "package", cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
-    for path in shipped.iterdir():
-        other = tmp_path / "package" / path.name
-        if path.name == "packerOut.zip":
+    for name, path in files_of(shipped).items():
+        other = tmp_path / "package" / name
+        if name == "packerOut.zip":
             assert zip_members(other.read_bytes()) == zip_members(path.read_bytes())
-        elif path.name not in UNHASHED:
-            assert digest(other) == digest(path), path.name
+        elif name not in UNHASHED:
+            assert digest(other) == digest(path), name
 
 
 def test_again_from_the_cache_replaces_the_package(shipped):
@@ -139,7 +150,7 @@ def test_a_picosam3_checkpoint_of_the_authors(tmp_path):
 
 
 def test_killed_halfway_leaves_the_earlier_package_and_nothing_else(shipped, tmp_path):
-    before = {path.name: digest(path) for path in shipped.iterdir()}
+    before = {name: digest(path) for name, path in files_of(shipped).items()}
     process = subprocess.Popen(
         [PICOSAM2, "compile", CHECKPOINT, "--out", shipped, "--seed", "1"],
         stderr=subprocess.PIPE,
@@ -155,7 +166,7 @@ def test_killed_halfway_leaves_the_earlier_package_and_nothing_else(shipped, tmp
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
     assert process.wait(timeout=60) != 0
-    assert {path.name: digest(path) for path in shipped.iterdir()} == before
+    assert {name: digest(path) for name, path in files_of(shipped).items()} == before
     assert is_package(shipped)
     assert [path.name for path in shipped.parent.iterdir() if path.name.startswith(".package")] == []
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []

@@ -20,6 +20,7 @@ from passes.errors import InputError
 from passes.pipeline import apply_all
 from student.checkpoint import save_checkpoint
 from student.networks import NETWORKS
+from student.shipped import CHECKPOINTS
 from tests.graphs import model, node, relative_error, run
 from tests.networks import randomised
 
@@ -62,6 +63,14 @@ def test_a_checkpoint_at_another_size(tmp_path):
     assert (loaded.contract.height, loaded.contract.width) == (64, 80)
     with pytest.raises(InputError, match=r"multiples of 16.*--input-size 96x96"):
         load_model(path, size=(100, 90))
+
+
+def test_a_checkpoint_brings_the_protocol_it_was_trained_under(tmp_path):
+    network, contract = randomised(NETWORKS["picosam2"]()), contracts.centred(3, 96, 96)
+    for protocol in ("roi-pad10", None):
+        save_checkpoint(tmp_path / "a.pt", network, contract, protocol)
+        assert load_model(tmp_path / "a.pt").protocol == protocol
+    assert load_model(CHECKPOINTS / "picosam2-roi.pt").protocol == "roi-pad10"  # by its digest
 
 
 def test_an_exported_program(tmp_path):

@@ -37,8 +37,10 @@ def test_a_package_that_passes(
 ) -> None:
     junit = tmp_path / "junit.xml"
     asked = ("--min-miou", "0.4", "--max-drop", "1", "--max-memory", "8388480", "--junit", str(junit))
-    assert run(arguments(package, coco, *asked, "--format", "json")) == 0
+    kept = ("--json", str(tmp_path / "gate.json"))
+    assert run(arguments(package, coco, *asked, *kept, "--format", "json")) == 0
     first = capsys.readouterr()
+    assert (tmp_path / "gate.json").read_text() == first.out
     document = json.loads(first.out)
     assert first.err.startswith("warning: this gate would let a mask pass")  # red squares are much like discs
     assert (document["verdict"], document["failed"]) == ("pass", [])
@@ -72,7 +74,21 @@ def test_an_earlier_report(
     assert "earlier.json less this (paired, 48 instances)" in capsys.readouterr().out
     document["instances"]["int8_iou"] = [1.0] * 48
     earlier.write_text(json.dumps(document))
-    assert run(arguments(package, coco, "--max-drop", "1", "--baseline", str(earlier))) == 3
+    failed = tmp_path / "failed.json"
+    again = ("--max-drop", "1", "--baseline", str(earlier), "--json", str(failed))
+    assert run(arguments(package, coco, *again)) == 3
+    assert json.loads(failed.read_text())["failed"] == ["baseline"]
+
+
+def test_the_report_of_a_compile_is_no_baseline(
+    package: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"schema": 1, "model": {}, "agreement": {}, "converter": None}))
+    assert run(arguments(package, coco, "--max-drop", "1", "--baseline", str(report))) == 1
+    told = capsys.readouterr().err
+    assert "is the report of a compile, which has no mIoU" in told
+    assert f"picosam2 gate {tmp_path} --data" in told
 
 
 def test_pictures_that_were_calibrated_on(
@@ -106,6 +122,7 @@ def wrong(package: Path, coco: Path, tmp_path: Path) -> dict[str, tuple[list[str
         "split": (asked("--split", "absent2017"), "no such file"),
         "baseline": (asked("--baseline", str(tmp_path / "absent.json")), "is no report"),
         "junit": (asked("--junit", str(tmp_path / "absent" / "junit.xml")), "is no folder"),
+        "json": (asked("--json", str(tmp_path)), "is a folder"),
         "undecided": (asked("--undecided", "perhaps"), "--undecided"),
     }
 
@@ -121,6 +138,7 @@ NAMES = (
     "split",
     "baseline",
     "junit",
+    "json",
     "undecided",
 )
 

@@ -26,8 +26,11 @@ def packer(date: str, content: bytes = b"weights") -> bytes:
 FILES = {"model.onnx": b"graph", "report.json": b"{}", "packerOut.zip": packer("Monday")}
 
 
+FOLDERS = FILES | {"device-check/check.json": b"{}", "device-check/on_the_pi/check.py": b"pass"}
+
+
 def everything(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_written_whole_and_replaced_whole(tmp_path):
@@ -103,6 +106,59 @@ def test_files_that_somebody_added_to_a_package_are_not_lost(tmp_path):
     (out / "my-notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"my-notes\.txt"):
         package.require_writable(out, tmp_path / "model.pt")
+
+
+def test_files_in_folders_are_written_listed_and_replaced(tmp_path):
+    out = tmp_path / "package"
+    package.write_package(out, FOLDERS, {})
+    assert everything(out) == {**FOLDERS, "manifest.json": (out / "manifest.json").read_bytes()}
+    assert set(json.loads((out / "manifest.json").read_text())["files"]) == set(FOLDERS)
+    package.require_writable(out, tmp_path / "model.pt")
+    package.write_package(out, FILES, {})
+    assert set(everything(out)) == {*FILES, "manifest.json"}
+    assert not (out / "device-check").exists()
+
+
+@pytest.mark.parametrize(
+    ("added", "named"),
+    [
+        ("device-check/found.npz", "device-check/found.npz"),
+        ("device-check/on_the_pi/mine.py", "device-check/on_the_pi/mine.py"),
+        ("device-check/masks/0000.png", "device-check/masks"),
+        ("notes/device-check/check.json", "notes"),
+        ("__pycache__/mine.pyc", "__pycache__"),
+    ],
+)
+def test_files_that_somebody_added_to_a_folder_of_a_package_are_not_lost(tmp_path, added, named):
+    out = tmp_path / "package"
+    package.write_package(out, FOLDERS, {})
+    (out / added).parent.mkdir(parents=True, exist_ok=True)
+    (out / added).write_text("mine")
+    with pytest.raises(InputError, match=rf"holds other files: {named} \("):
+        package.require_writable(out, tmp_path / "model.pt")
+
+
+def test_a_link_or_a_folder_in_the_place_of_our_own_is_somebodys(tmp_path):
+    out = tmp_path / "package"
+    package.write_package(out, FOLDERS, {})
+    (out / "device-check").rename(tmp_path / "moved")
+    (out / "device-check").symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"holds other files: device-check \("):
+        package.require_writable(out, tmp_path / "model.pt")
+    (out / "device-check").unlink()
+    (out / "report.json").unlink()
+    (out / "report.json").mkdir()
+    with pytest.raises(InputError, match=r"holds other files: report\.json \("):
+        package.require_writable(out, tmp_path / "model.pt")
+
+
+def test_what_python_compiles_beside_the_scripts_is_not_somebodys(tmp_path):
+    out = tmp_path / "package"
+    package.write_package(out, FOLDERS, {})
+    compiled = out / "device-check" / "on_the_pi" / "__pycache__"
+    compiled.mkdir()
+    (compiled / "check.cpython-311.pyc").write_bytes(b"")
+    package.require_writable(out, tmp_path / "model.pt")
 
 
 def test_a_model_inside_the_package_it_would_replace(tmp_path):

@@ -238,6 +238,12 @@ def test_shipped_checkpoints_bring_their_protocol() -> None:
     assert trained_protocol({}) is None
 
 
+def test_a_manifest_names_the_protocol_of_any_checkpoint() -> None:
+    assert trained_protocol({"model": {"sha256": "0" * 64}, "protocol": "roi-pad10"}) == "roi-pad10"
+    assert trained_protocol({"protocol": None}) is None
+    assert trained_protocol({"protocol": ["of a later version"]}) is None
+
+
 def test_the_checkpoints_protocol_goes_before_the_prompts_kind(tmp_path: Path, picture: Path) -> None:
     digest = graphs.sha256((CHECKPOINTS / "picosam2-roi.pt").read_bytes())
     opened = open_package(packaged(tmp_path / "roi", red_finder(), None, model={"sha256": digest}))

@@ -111,6 +111,18 @@ def test_the_contract_survives_a_wrapper(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "b.pt").contract == CONTRACT
 
 
+def test_the_protocol_is_kept_and_an_unknown_one_is_none(tmp_path: Path) -> None:
+    network = network_of("picosam2")
+    for protocol, known in (("roi-pad10", "roi-pad10"), (None, None), ("of-a-later-version", None)):
+        save_checkpoint(tmp_path / "a.pt", network, CONTRACT, protocol)
+        checkpoint = load_checkpoint(tmp_path / "a.pt")
+        assert (checkpoint.contract, checkpoint.protocol) == (CONTRACT, known)
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    state._metadata["picosam2.prompt_protocol"] = ["roi-pad10"]
+    torch.save(state, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").protocol is None
+
+
 def refused(path: Path) -> str:
     """The message of the refusal, with its exit code checked."""
     with pytest.raises(InputError) as caught:

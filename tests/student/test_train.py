@@ -145,7 +145,8 @@ def test_what_a_run_leaves(data: TrainingData, tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     run = tmp_path / "new" / "run"
     outcome = train(SHORT, data, run, cpu=True, on_progress=lambda *told: seen.append(told))
-    assert load_checkpoint(run / CHECKPOINT).contract == centred(3, 96, 96)
+    checkpoint = load_checkpoint(run / CHECKPOINT)
+    assert (checkpoint.contract, checkpoint.protocol) == (centred(3, 96, 96), "point-native-96")
     card = json.loads((run / CARD).read_text())
     assert card["recipe"]["steps"] == 6
     assert card["data"]["annotated_samples"] == 10

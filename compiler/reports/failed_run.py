@@ -1,0 +1,130 @@
+"""The reports of a compile that made no package: beside its place, in OUT.failed/, whole or not at all.
+
+An earlier package in OUT stays. A later compile that succeeds takes its OUT.failed/ away, so that what lies
+there is always about the last run. A folder of that name that is not ours is never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from compiler.package import added_files, is_package, write_package
+from compiler.result import CompileResult, Failure
+from passes.errors import (
+    EnvironmentFault,
+    ExitCode,
+    GateFailed,
+    InputError,
+    TargetViolation,
+    ToolError,
+    first_line,
+)
+
+FORMAT = "picosam2-compile failed run"
+"""Marks a folder as ours, in its manifest.json."""
+
+INTERRUPTED = 130
+"""Exit code of a process that ended by an interrupt, as the shell counts."""
+
+SMALLER = (("report.json", "report.md", "report.sarif"), ("report.md",))
+"""What is tried after everything, where the disk is full."""
+
+KINDS: tuple[tuple[type[ToolError], str], ...] = (
+    (TargetViolation, "target"),
+    (GateFailed, "gate"),
+    (EnvironmentFault, "environment"),
+)
+
+
+def failure_of(error: BaseException, step: str, purpose: str) -> Failure:
+    """The failure that an exception means, in the step that raised it."""
+    notes = tuple(getattr(error, "__notes__", ()))
+    if isinstance(error, OSError):
+        error = system_error(error)
+    if isinstance(error, ToolError):
+        kind = next((name for of, name in KINDS if isinstance(error, of)), "input")
+        four = (error.thing, error.found, error.limit, error.fix)
+        return Failure(step, purpose, kind, *four, int(error.exit_code), notes)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(
+            step,
+            purpose,
+            "interrupted",
+            "the compile",
+            "was interrupted",
+            "it has to run to its end",
+            "run the command again: what the cache holds is not done twice",
+            INTERRUPTED,
+            notes,
+        )
+    return Failure(
+        step,
+        purpose,
+        "defect",
+        "picosam2-compile",
+        f"internal error, {type(error).__name__}: {first_line(error)}",
+        "no defect of ours",
+        "PICOSAM2_DEBUG=1 shows where; please report it",
+        int(ExitCode.ENVIRONMENT),
+        notes,
+    )
+
+
+def system_error(error: OSError) -> ToolError:
+    """What the operating system refused: a path of the user's, or a machine without room."""
+    thing, found = str(error.filename or "the file system"), str(error.strerror or error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE):
+        return EnvironmentFault(thing, found, "a machine with room", "free it, then run the command again")
+    return InputError(
+        thing, found, "a path that can be read and written", "correct the path or its permissions"
+    )
+
+
+def failed_place(out: Path) -> Path:
+    """Where the reports of a failed compile to `out` lie."""
+    return out.with_name(f"{out.name}.failed")
+
+
+def write_failed(out: Path, result: CompileResult, model: Path, created: str) -> Path | None:
+    """Write the reports of a failed run; where there is no room for all of them, the most telling ones.
+
+    Returns the folder, or None where nothing could be written: a folder of this name is not ours, or the
+    disk refuses. Nothing half-written stays.
+    """
+    from compiler.reports.files import report_files
+
+    place = failed_place(out)
+    if place.is_symlink() or (place.exists() and not _is_ours(place)):
+        return None
+    files = report_files(result, model, created)
+    for names in (tuple(files), *SMALLER):
+        try:
+            write_package(place, {name: files[name] for name in names}, _facts(result), FORMAT)
+        except EnvironmentFault:
+            continue
+        return place
+    return None
+
+
+def _facts(result: CompileResult) -> Mapping[str, object]:
+    return {
+        "tool": result.tool_version,
+        "target": result.target,
+        "step": "" if result.failure is None else result.failure.step,
+        "exit_code": 0 if result.failure is None else result.failure.exit_code,
+    }
+
+
+def remove_failed(out: Path) -> None:
+    """Take the reports of an earlier failed run away, after a compile to `out` succeeded."""
+    place = failed_place(out)
+    if not place.is_symlink() and _is_ours(place):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_ours(place: Path) -> bool:
+    """A folder that an earlier failed run wrote, and nobody added anything to."""
+    return is_package(place, FORMAT) and not added_files(place, FORMAT)
