@@ -30,6 +30,7 @@ from compiler.quantizing.options import (
     MCT_PTQ,
     MIXED,
     QUANTIZERS,
+    SCORED_CROPS,
     TRAINING_PICTURES,
     WEIGHT_BITS,
     require_brevitas,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from calib.widths import Means
     from compiler.agreement import Agreement
     from compiler.converter import Conversion, ConverterInstall
+    from compiler.quantizing.judge import Accuracy
     from compiler.quantizing.search import Choice
     from compiler.quantizing.ways import Made, Material, Way
     from compiler.quantizing.widths import Widths
@@ -127,6 +129,7 @@ class State:
     means: Means | None = None
     choice: Choice | None = None
     agreement: Agreement | None = None
+    accuracy: Accuracy | None = None
     facts: Facts | None = None
     what_if: WhatIf | None = None
     conversion: Conversion | None = None
@@ -317,7 +320,7 @@ class Refused(TargetViolation):
         super().__init__(
             f"model {name}",
             f"violates the target in {count} place{'s' * (count != 1)}",
-            "see each finding above",
+            "no finding of severity error",
             "apply the fix of each finding; `picosam2 check MODEL` repeats them in a second",
             check.diagnostics,
         )
@@ -325,7 +328,7 @@ class Refused(TargetViolation):
 
 
 def _calibration(state: State) -> State:
-    from calib.representative import PICTURES, content_hashes, load_representative
+    from calib.representative import COCO_PREFIX, PICTURES, content_hashes, load_representative
 
     assert state.loaded is not None
     assert state.float_model is not None
@@ -348,11 +351,13 @@ def _calibration(state: State) -> State:
             for one in contracts
         )
 
+    # Masks say what int8 reaches; the deciding crops of a search are such already.
+    scored = 0 if options.searches or not options.calib.startswith(COCO_PREFIX) else SCORED_CROPS
     # The first of the training crops are the calibration crops.
     training = drawn(max(count, TRAINING_PICTURES), DECIDING_PICTURES) if options.searches else ()
     if options.max_drop is not None:
         _require_pictures(len(set(training[0].deciding_pictures.tolist())), options.calib)
-    return dataclasses.replace(state, representative=drawn(count), training=training)
+    return dataclasses.replace(state, representative=drawn(count, scored), training=training)
 
 
 def _require_pictures(found: int, source: str) -> None:
@@ -486,7 +491,20 @@ def _facts(state: State) -> State:
     assert state.float_model is not None
     assert state.quantized is not None
     facts = measure_facts(state.float_model, state.quantized, state.representative, state.progress.update)
-    return dataclasses.replace(state, facts=facts, what_if=_what_if(state))
+    return dataclasses.replace(state, facts=facts, accuracy=_accuracy(state), what_if=_what_if(state))
+
+
+def _accuracy(state: State) -> Accuracy | None:
+    """Of the network that is kept: measured in the search, else here."""
+    from compiler.quantizing.judge import Accuracy, accuracy
+
+    if (choice := state.choice) is not None:
+        kept = next(one for one in choice.tried if one.quantizer == choice.kept)
+        return None if kept.miou is None else Accuracy(kept.miou, kept.drop, choice.crops, choice.pictures)
+    assert state.float_model is not None
+    assert state.quantized is not None
+    state.progress.update("mIoU against annotated masks", None)
+    return accuracy(state.float_model, state.representative, state.quantized)
 
 
 def _what_if(state: State) -> WhatIf:
@@ -689,6 +707,7 @@ def _result(state: State) -> CompileResult:
         check=state.check,
         outputs=() if state.quantized is None else _outputs(state.quantized),
         agreement=state.agreement,
+        accuracy=state.accuracy,
         vendor=None if conversion is None else _vendor_figures(state, conversion),
         vendor_diagnostics=() if conversion is None else conversion.diagnostics,
         steps=state.times,

@@ -14,6 +14,7 @@ from passes.imx500.memory import MemoryForecast
 
 if TYPE_CHECKING:  # a check needs none of them to run, and does without what they import
     from compiler.agreement import Agreement
+    from compiler.quantizing.judge import Accuracy
     from compiler.quantizing.search import Choice
     from compiler.quantizing.widths import Widths
     from compiler.reports.facts import Facts
@@ -248,6 +249,7 @@ class CompileResult:
     vendor_diagnostics: tuple[Diagnostic, ...]
     steps: tuple[StepTime, ...]
     versions: Mapping[str, str]
+    accuracy: Accuracy | None = None
     facts: Facts | None = None
     what_if: WhatIf | None = None
     failure: Failure | None = None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calib.representative import RepresentativeSet, delivered
 from compiler.quantizing.yardstick import Yardstick
 from passes import graph as graphs
+from passes.errors import EnvironmentFault, InputError
 
 if TYPE_CHECKING:
     from student.evaluate import Estimate
@@ -44,10 +45,33 @@ class Drop:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Agreement with the float network, mean over the pictures, 0..1; and the drop."""
+    """What a candidate reaches on the deciding crops.
+
+    Attributes:
+        agreement: with the float network, mean over the pictures, 0..1.
+        drop: accuracy lost against it.
+        miou: mIoU of its masks against the annotated ones, 0..1; None where no masks are known.
+    """
 
     agreement: float
     drop: Drop
+    miou: Estimate | None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the network that is shipped reaches against annotated masks, on crops it was not fitted to.
+
+    Attributes:
+        miou: of the int8 network, 0..1, with its 95 % interval over pictures.
+        drop: against the float network, paired.
+        crops, pictures: their numbers.
+    """
+
+    miou: Estimate
+    drop: Drop
+    crops: int
+    pictures: int
 
 
 class Judge:
@@ -84,11 +108,28 @@ class Judge:
         agreement, bounds = self._yardstick.agreement(found)
         if self._truth is None:
             kind = "bound" if bounds else "none"
-            return Verdict(float(agreement.mean()), _drop(estimate(1.0 - agreement, self._ids), kind))
+            return Verdict(float(agreement.mean()), _drop(estimate(1.0 - agreement, self._ids), kind), None)
         (name,) = self._yardstick.real
         level = self._yardstick.levels[name]
-        lost = _ious(self._yardstick.real[name], self._truth, level) - _ious(found[name], self._truth, level)
-        return Verdict(float(agreement.mean()), _drop(estimate(lost, self._ids), "measured"))
+        real, ours = (_ious(maps[name], self._truth, level) for maps in (self._yardstick.real, found))
+        lost = _drop(estimate(real - ours, self._ids), "measured")
+        return Verdict(float(agreement.mean()), lost, estimate(ours, self._ids))
+
+
+def accuracy(
+    float_model: ir.Model, sets: Sequence[RepresentativeSet], quantized: ir.Model
+) -> Accuracy | None:
+    """The mIoU of `quantized` on the deciding crops; None without masks, and where it cannot be simulated."""
+    if any(one.deciding_masks is None for one in sets) or not len(sets[0].deciding):
+        return None
+    try:
+        judge = Judge(float_model, sets, quantized)
+        found = judge.verdict(quantized)
+    except (InputError, EnvironmentFault):  # an operator the simulator does not know, or no C compiler
+        return None
+    if found.miou is None:
+        return None
+    return Accuracy(found.miou, found.drop, judge.crops, judge.pictures)
 
 
 def _truth(yardstick: Yardstick, sets: Sequence[RepresentativeSet], count: int) -> NDArray[np.bool_] | None:

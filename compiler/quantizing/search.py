@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from compiler.quantizing.judge import Drop, Verdict
 from compiler.quantizing.ways import Made, OnProgress, Way
 from passes.errors import GateFailed
+
+if TYPE_CHECKING:
+    from student.evaluate import Estimate
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Tried:
         agreement: with the float network on the deciding crops, 0..1 (measured).
         drop: accuracy lost there.
         seconds: wall time it took; None where it came from the cache.
+        miou: of its masks there, None where no masks are known.
     """
 
     quantizer: str
@@ -29,6 +34,7 @@ class Tried:
     agreement: float
     drop: Drop
     seconds: float | None
+    miou: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def search(
     def judge(way: Way, one: Made) -> None:
         progress(f"deciding about {way.name}", None)
         found = verdict(one.graph)
-        tried.append(Tried(way.name, way.settings, found.agreement, found.drop, one.seconds))
+        tried.append(Tried(way.name, way.settings, found.agreement, found.drop, one.seconds, found.miou))
         graphs.append(one.graph)
 
     def best() -> int:

@@ -12,6 +12,7 @@ from compiler.result import SCHEMA, CompileResult
 
 if TYPE_CHECKING:
     from compiler.agreement import Agreement
+    from compiler.quantizing.judge import Accuracy, Drop
     from compiler.quantizing.search import Choice
     from passes.equalise import Equalisation
 
@@ -48,6 +49,7 @@ def to_json(result: CompileResult, created: str) -> str:
         "what_if": None if result.what_if is None else result.what_if.to_json(),
         "outputs": [output.to_json() for output in result.outputs],
         "agreement": None if result.agreement is None else _agreement_json(result.agreement),
+        "accuracy": None if result.accuracy is None else _accuracy_json(result.accuracy),
         "facts": None if result.facts is None else result.facts.to_json(),
         "converter": _converter_json(result),
         "steps": [asdict(step) for step in result.steps],
@@ -79,17 +81,28 @@ def _choice_json(choice: Choice) -> dict[str, Any]:
             "quantizer": one.quantizer,
             "settings": one.settings,
             "agreement": one.agreement,
-            "drop": {
-                "points": finite(one.drop.points),
-                "low": finite(one.drop.low),
-                "high": finite(one.drop.high),
-                "kind": one.drop.kind,
-            },
+            "drop": _drop_json(one.drop),
+            "miou": None if one.miou is None else one.miou.to_json(),
             "seconds": one.seconds,
         }
         for one in choice.tried
     ]
     return asdict(choice) | {"tried": tried, "kind": "measured"}
+
+
+def _drop_json(drop: Drop) -> dict[str, Any]:
+    ends = {name: finite(getattr(drop, name)) for name in ("points", "low", "high")}
+    return ends | {"kind": drop.kind}
+
+
+def _accuracy_json(found: Accuracy) -> dict[str, Any]:
+    return {
+        "kind": "measured",
+        "miou": found.miou.to_json(),
+        "drop": _drop_json(found.drop),
+        "crops": found.crops,
+        "pictures": found.pictures,
+    }
 
 
 def _equalised_json(done: Equalisation) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from passes.imx500.limits import MEMORY_BUDGET
 
 if TYPE_CHECKING:
     from compiler.agreement import OutputAgreement
-    from compiler.quantizing.judge import Drop
+    from compiler.quantizing.judge import Accuracy, Drop
     from compiler.quantizing.search import Choice, Tried
     from compiler.quantizing.widths import Widths
     from passes.imx500.fixes import AppliedFix
@@ -45,6 +45,8 @@ def summary_rows(result: CompileResult) -> list[tuple[str, str]]:
             ("Quantizer", choice_text(result.choice)),
             *(("", tried_text(tried)) for tried in result.choice.tried),
         ]
+    if result.accuracy is not None:
+        rows.append(("int8 mIoU", accuracy_text(result.accuracy)))
     if result.agreement is not None:
         for output in result.agreement.outputs:
             rows.append(("Float against int8", agreement_text(output, result.agreement.pictures)))
@@ -192,6 +194,17 @@ def diagnostic_text(diagnostic: Diagnostic) -> str:
     return (
         f"{diagnostic.severity.value} {diagnostic.rule}: {node}{diagnostic.found}; {limit}. "
         f"Fix: {diagnostic.fix}"
+    )
+
+
+def accuracy_text(found: Accuracy) -> str:
+    """The int8 network's mIoU with its interval, and what it rests on."""
+    known = finite(found.miou.low) is not None
+    interval = f" ({found.miou.low:.4f} to {found.miou.high:.4f})" if known else ""
+    return (
+        f"{found.miou.mean:.4f}{interval}, {drop_text(found.drop)} (95 % intervals over pictures; measured "
+        f"on {found.crops} crops of {found.pictures} pictures that quantization was not fitted to, though "
+        "training may have been)"
     )
 
 

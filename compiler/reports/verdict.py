@@ -7,7 +7,7 @@ from typing import Any
 
 from compiler.inspection.layers import WARNING_DB
 from compiler.reports.figures import counted, decibels, finite, megabytes, milliseconds
-from compiler.reports.terminal import AGREEMENT_WORDS, drop_text, legality_text
+from compiler.reports.terminal import AGREEMENT_WORDS, accuracy_text, drop_text, legality_text
 from compiler.result import CompileResult, Failure
 from passes.diagnostics import Severity
 from passes.imx500.limits import MEMORY_BUDGET
@@ -133,7 +133,7 @@ def _legal(result: CompileResult) -> Answer:
 
 
 def _accuracy(result: CompileResult) -> list[Answer]:
-    answers = []
+    answers = [_miou(result)] if _is_masks(result) else []
     if result.choice is not None:
         kept = next(one for one in result.choice.tried if one.quantizer == result.choice.kept)
         where = f"{result.choice.crops} crops of {result.choice.pictures} pictures"
@@ -155,6 +155,23 @@ def _accuracy(result: CompileResult) -> list[Answer]:
             text = f"{', '.join(parts)} (measured on {result.agreement.pictures} pictures held out)"
             answers.append(Answer(f"int8 against float, {output.name}", answer, text, good))
     return answers
+
+
+def _is_masks(result: CompileResult) -> bool:
+    """Some output is a mask, so that mIoU is a question."""
+    outputs = () if result.agreement is None else result.agreement.outputs
+    return any(output.measure == "mask-iou" for output in outputs)
+
+
+def _miou(result: CompileResult) -> Answer:
+    question = "What is the int8 mIoU?"
+    if (found := result.accuracy) is None:
+        text = (
+            "no annotated masks were given: --calib coco:DIR measures it here, "
+            "`picosam2 gate` on your validation set"
+        )
+        return Answer(question, UNKNOWN, text, None)
+    return Answer(question, f"{found.miou.mean:.4f}", accuracy_text(found), None)
 
 
 def _loses_most(result: CompileResult) -> Answer | None:

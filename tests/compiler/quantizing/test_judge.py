@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from calib.representative import RepresentativeSet, delivered
 from calib.thresholds import with_representable_thresholds
 from compiler.agreement import agreement_by_picture
-from compiler.quantizing.judge import IN_REFERENCE, Judge
+from compiler.quantizing.judge import IN_REFERENCE, Judge, accuracy
 from compiler.quantizing.yardstick import Yardstick
 from passes.contract import raw
 from passes.errors import EnvironmentFault
@@ -45,9 +47,23 @@ def test_with_masks_the_drop_is_measured_and_without_it_is_a_bound():
         assert measured.drop.points == pytest.approx(100 * (1 - measured.agreement))
         assert bound.drop.points == pytest.approx(measured.drop.points)
         assert measured.drop.low <= measured.drop.points <= measured.drop.high
+        assert bound.miou is None
+        assert measured.miou is not None
+        assert measured.miou.mean == pytest.approx(measured.agreement)  # the float network's own is 1
     judge = Judge(real, [labelled], quantized)
     assert judge.verdict(coarse).drop.points > judge.verdict(quantized).drop.points
     assert (judge.crops, judge.pictures) == (24, 24)
+
+
+def test_the_accuracy_of_what_is_shipped_is_the_judges_verdict_on_it():
+    quantized, masks = network(), np.random.default_rng(1).random((24, SIZE, SIZE)) > 0.5
+    real, labelled = float_of(quantized), segments(24, masks)
+    found = accuracy(real, [labelled], quantized)
+    verdict = Judge(real, [labelled], quantized).verdict(quantized)
+    assert found is not None
+    assert (found.miou, found.drop, found.crops, found.pictures) == (verdict.miou, verdict.drop, 24, 24)
+    assert accuracy(real, [segments(24)], quantized) is None  # no masks
+    assert accuracy(real, [dataclasses.replace(labelled, deciding=masks[:0])], quantized) is None
 
 
 def float_of(quantized: ir.Model) -> ir.Model:

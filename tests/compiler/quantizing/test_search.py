@@ -32,7 +32,7 @@ def run(verdicts: list[tuple[float, float]], limit: float | None) -> tuple[str, 
 
     def verdict(name: str) -> Verdict:
         agreement, high = table[name]
-        return Verdict(agreement, Drop(high - 0.1, high - 0.2, high, "measured"))
+        return Verdict(agreement, Drop(high - 0.1, high - 0.2, high, "measured"), None)
 
     ways = [way(name) for name in names]
     kept, choice = search(ways[0], Made(names[0], None), ways[1:], verdict, 8, 4, limit, silent)

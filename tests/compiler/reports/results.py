@@ -11,7 +11,7 @@ import onnx_ir as ir
 from calib.representative import RepresentativeSet
 from compiler.agreement import Agreement, OutputAgreement
 from compiler.checking import check_graph
-from compiler.quantizing.judge import Drop
+from compiler.quantizing.judge import Accuracy, Drop
 from compiler.quantizing.search import Choice, Tried
 from compiler.quantizing.widths import Option, Widths
 from compiler.reports.facts import measure_facts
@@ -24,6 +24,7 @@ from passes.diagnostics import Diagnostic, Severity
 from passes.equalise import Equalisation, EqualisedTensor
 from passes.errors import EnvironmentFault, TargetViolation
 from passes.graph import MODULE_KEY
+from student.evaluate import Estimate
 from tests.compiler.small_packages import SIZE, float_twin, segmenter
 from tests.graphs import model, node
 
@@ -80,7 +81,9 @@ def searched() -> CompileResult:
     """With a search of ways to quantize and layers of different widths."""
     tried = (
         Tried("mct-ptq", "32 crops", 0.97, Drop(1.2, 0.4, 2.0, "measured"), 7.0),
-        Tried("mct-gptq", "256 crops", 0.98, Drop(0.5, float("nan"), float("nan"), "bound"), None),
+        Tried(
+            "mct-gptq", "256 crops", 0.98, Drop(0.5, 0.1, 0.9, "measured"), None, Estimate(0.47, 0.44, 0.5)
+        ),
     )
     widths = Widths("mixed", 100_000, {"a": 4, "b": 8}, (Option("a", 4, 0.1, 512),))
     return dataclasses.replace(
@@ -89,6 +92,7 @@ def searched() -> CompileResult:
         choice=Choice("mct-gptq", 64, 40, 1.0, True, tried),
         widths=widths,
         equalised=Equalisation((EqualisedTensor("h", 8, 1, 2.5, 0.5),)),
+        accuracy=Accuracy(Estimate(0.47, 0.44, 0.5), tried[1].drop, 64, 40),
     )
 
 

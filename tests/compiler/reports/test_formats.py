@@ -14,6 +14,7 @@ from compiler.reports.html import to_html
 from compiler.reports.json_document import to_json
 from compiler.reports.markdown import check_markdown, to_markdown
 from compiler.reports.sarif import check_sarif, to_sarif
+from compiler.reports.verdict import verdict
 from compiler.result import CompileResult
 from tests.compiler.reports.results import HOSTILE, RESULTS, TEN, WHEN, hostile, plain, refused, searched
 
@@ -157,6 +158,19 @@ def test_the_page_shows_what_was_measured():
     assert len(pictures) == len(result.facts.overlays) == 8
     order = [one.agreement for one in result.facts.overlays]
     assert order == sorted(order)
+
+
+def test_the_verdict_says_what_int8_reaches_or_how_to_find_out():
+    known, unknown = (
+        next(one for one in verdict(result).answers if "int8 mIoU" in one.question)
+        for result in (searched(), plain())
+    )
+    assert known.answer == "0.4700"
+    assert "0.4400 to 0.5000" in known.text
+    assert "0.4400 to 0.5000" in " ".join(Page(to_html(searched(), WHEN)).text)
+    assert json.loads(to_json(searched(), WHEN))["accuracy"]["miou"]["high"] == 0.5
+    assert unknown.answer == "not known"
+    assert "picosam2 gate" in unknown.text
 
 
 def test_markdown_is_short_enough_for_a_comment():
