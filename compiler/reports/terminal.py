@@ -46,7 +46,8 @@ def summary_rows(result: CompileResult) -> list[tuple[str, str]]:
             *(("", tried_text(tried)) for tried in result.choice.tried),
         ]
     if result.accuracy is not None:
-        rows.append(("int8 mIoU", accuracy_text(result.accuracy)))
+        found = result.accuracy
+        rows.append(("int8 mIoU", f"{miou_text(found)}, {accuracy_text(found)}"))
     if result.agreement is not None:
         for output in result.agreement.outputs:
             rows.append(("Float against int8", agreement_text(output, result.agreement.pictures)))
@@ -197,14 +198,17 @@ def diagnostic_text(diagnostic: Diagnostic) -> str:
     )
 
 
-def accuracy_text(found: Accuracy) -> str:
-    """The int8 network's mIoU with its interval, and what it rests on."""
+def miou_text(found: Accuracy) -> str:
+    """The int8 network's mIoU with its interval over pictures."""
     known = finite(found.miou.low) is not None
-    interval = f" ({found.miou.low:.4f} to {found.miou.high:.4f})" if known else ""
+    return f"{found.miou.mean:.4f}" + (f" ({found.miou.low:.4f} to {found.miou.high:.4f})" if known else "")
+
+
+def accuracy_text(found: Accuracy) -> str:
+    """What the mIoU loses against float, and what both rest on."""
     return (
-        f"{found.miou.mean:.4f}{interval}, {drop_text(found.drop)} (95 % intervals over pictures; measured "
-        f"on {found.crops} crops of {found.pictures} pictures that quantization was not fitted to, though "
-        "training may have been)"
+        f"{drop_text(found.drop)} (95 % intervals over pictures; measured on {found.crops} crops of "
+        f"{found.pictures} pictures that quantization was not fitted to, though training may have been)"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from compiler.inspection.layers import WARNING_DB
 from compiler.reports.figures import counted, decibels, finite, megabytes, milliseconds
-from compiler.reports.terminal import AGREEMENT_WORDS, accuracy_text, drop_text, legality_text
+from compiler.reports.terminal import AGREEMENT_WORDS, accuracy_text, drop_text, legality_text, miou_text
 from compiler.result import CompileResult, Failure
 from passes.diagnostics import Severity
 from passes.imx500.limits import MEMORY_BUDGET
@@ -171,7 +171,7 @@ def _miou(result: CompileResult) -> Answer:
             "`picosam2 gate` on your validation set"
         )
         return Answer(question, UNKNOWN, text, None)
-    return Answer(question, f"{found.miou.mean:.4f}", accuracy_text(found), None)
+    return Answer(question, miou_text(found), accuracy_text(found), None)
 
 
 def _loses_most(result: CompileResult) -> Answer | None:

@@ -165,8 +165,8 @@ def test_the_verdict_says_what_int8_reaches_or_how_to_find_out():
         next(one for one in verdict(result).answers if "int8 mIoU" in one.question)
         for result in (searched(), plain())
     )
-    assert known.answer == "0.4700"
-    assert "0.4400 to 0.5000" in known.text
+    assert known.answer == "0.4700 (0.4400 to 0.5000)"
+    assert "64 crops of 40 pictures" in known.text
     assert "0.4400 to 0.5000" in " ".join(Page(to_html(searched(), WHEN)).text)
     assert json.loads(to_json(searched(), WHEN))["accuracy"]["miou"]["high"] == 0.5
     assert unknown.answer == "not known"
