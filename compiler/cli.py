@@ -229,7 +229,12 @@ def compile_command(
         timeout_s=timeout,
         dump_dir=dump_dir,
     )
-    result = compile_model(options, lambda steps: Progress(steps, quiet=quiet))
+    try:
+        result = compile_model(options, lambda steps: Progress(steps, quiet=quiet))
+    except KeyboardInterrupt as error:  # Typer would drop the notes
+        for note in getattr(error, "__notes__", ()):
+            typer.echo(note, err=True)
+        raise
     _print_summary(result, options.out)
     if result.choice is not None:
         require_drop(result.choice)
@@ -399,21 +404,28 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     except OSError as error:
         from compiler.reports.failed_run import system_error
 
-        return _fail(system_error(error))
+        return _fail(system_error(error), error)
     except Exception as error:
         if os.environ.get("PICOSAM2_DEBUG"):
             raise
         print(
             f"error: internal error, {type(error).__name__}: {first_line(error)}\n"
             "This is a defect of picosam2-compile. PICOSAM2_DEBUG=1 shows where; please report it.",
+            *getattr(error, "__notes__", ()),
+            sep="\n",
             file=sys.stderr,
         )
         return ExitCode.ENVIRONMENT
+    if code == ExitCode.INTERRUPTED:  # Typer made it of a KeyboardInterrupt
+        return _interrupted()
     return code if isinstance(code, int) else ExitCode.FINE
 
 
 def _terminate_like_interrupt() -> None:
-    """SIGTERM unwinds like Ctrl-C, so that temporary folders and the vendor's processes go with us."""
+    """SIGTERM and SIGHUP unwind like Ctrl-C: temporary folders and the vendor's processes go with us.
+
+    What `nohup` has us ignore stays ignored.
+    """
     import signal
     import threading
 
@@ -421,19 +433,21 @@ def _terminate_like_interrupt() -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
 
 
-def _fail(error: ToolError) -> int:
-    for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+def _fail(error: ToolError, raised: BaseException | None = None) -> int:
+    """Print the error with the notes of what was raised, where that is something else."""
+    for line in (f"error: {error}", *getattr(raised or error, "__notes__", ())):
         print(line, file=sys.stderr)
     return error.exit_code
 
 
 def _interrupted() -> int:
-    """The shell's own code for a process that ended by an interrupt."""
     print("interrupted", file=sys.stderr)
-    return 130
+    return ExitCode.INTERRUPTED
 
 
 def _quiet_environment() -> None:

@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,8 @@ class State:
     means: Means | None = None
     choice: Choice | None = None
     agreement: Agreement | None = None
-    accuracy: Accuracy | None = None
+    accuracy: Accuracy | str = ""
+    """Of the network that is kept, or why it is not known."""
     facts: Facts | None = None
     what_if: WhatIf | None = None
     conversion: Conversion | None = None
@@ -174,11 +176,10 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
         for number, step in enumerate(PIPELINE, start=1):
             try:
                 state = _run_step(state, step, number)
-            except InputError:  # its message is all there is to say
-                raise
             except (Exception, KeyboardInterrupt) as error:
-                _report_failure(state, step, error)
-                raise
+                if not isinstance(error, InputError) or state.quantized is not None:
+                    _report_failure(state, step, error)
+                raise  # of a mistake in the command the message is all there is to say
     remove_failed(options.out)
     return _result(state)
 
@@ -186,15 +187,15 @@ def compile_model(options: CompileOptions, progress_factory: Callable[[int], Pro
 def _report_failure(state: State, step: Step, error: BaseException) -> None:
     """The reports of a run that ended in `step`. Whatever happens here, `error` stays what is told."""
     try:
-        place = write_failed(
+        first = write_failed(
             state.options.out, _failed_result(state, step, error), state.options.model, _now()
         )
     except (Exception, KeyboardInterrupt) as another:
         error.add_note(f"there is no report of this run ({first_line(another)})")
         return
     folder = failed_place(state.options.out)
-    told = f"there is no report of this run: {folder} cannot be written" if place is None else ""
-    error.add_note(told or f"the report of this run: {folder / 'report.html'}")
+    missing = f"there is no report of this run: {folder} cannot be written"
+    error.add_note(missing if first is None else f"the report of this run: {first}")
 
 
 def _failed_result(state: State, step: Step, error: BaseException) -> CompileResult:
@@ -209,7 +210,8 @@ def _failed_result(state: State, step: Step, error: BaseException) -> CompileRes
         result = dataclasses.replace(result, vendor_diagnostics=error.diagnostics)
     memory = None if result.check is None else result.check.memory
     if memory is not None and not memory.fits:
-        result = dataclasses.replace(result, what_if=_what_if(state))
+        with suppress(ToolError, OSError):  # the report without it is better than none
+            result = dataclasses.replace(result, what_if=_what_if(state))
     return dataclasses.replace(result, failure=failure_of(error, step.name, step.purpose))
 
 
@@ -328,7 +330,7 @@ class Refused(TargetViolation):
 
 
 def _calibration(state: State) -> State:
-    from calib.representative import COCO_PREFIX, PICTURES, content_hashes, load_representative
+    from calib.representative import PICTURES, content_hashes, load_representative
 
     assert state.loaded is not None
     assert state.float_model is not None
@@ -351,8 +353,8 @@ def _calibration(state: State) -> State:
             for one in contracts
         )
 
-    # Masks say what int8 reaches; the deciding crops of a search are such already.
-    scored = 0 if options.searches or not options.calib.startswith(COCO_PREFIX) else SCORED_CROPS
+    # What int8 reaches is measured on crops kept apart; a search has them already.
+    scored = 0 if options.searches or _unscored(state) else SCORED_CROPS
     # The first of the training crops are the calibration crops.
     training = drawn(max(count, TRAINING_PICTURES), DECIDING_PICTURES) if options.searches else ()
     if options.max_drop is not None:
@@ -494,17 +496,35 @@ def _facts(state: State) -> State:
     return dataclasses.replace(state, facts=facts, accuracy=_accuracy(state), what_if=_what_if(state))
 
 
-def _accuracy(state: State) -> Accuracy | None:
-    """Of the network that is kept: measured in the search, else here."""
-    from compiler.quantizing.judge import Accuracy, accuracy
+def _accuracy(state: State) -> Accuracy | str:
+    """Of the network that is kept, measured in the search or else here; or why it is not known."""
+    from compiler.quantizing.judge import accuracy, accuracy_of
 
-    if (choice := state.choice) is not None:
-        kept = next(one for one in choice.tried if one.quantizer == choice.kept)
-        return None if kept.miou is None else Accuracy(kept.miou, kept.drop, choice.crops, choice.pictures)
+    assert state.loaded is not None
     assert state.float_model is not None
     assert state.quantized is not None
-    state.progress.update("mIoU against annotated masks", None)
-    return accuracy(state.float_model, state.representative, state.quantized)
+    if reason := _unscored(state):
+        return reason
+    if (choice := state.choice) is None:
+        state.progress.update("mIoU against annotated masks", None)
+        return accuracy(state.float_model, state.representative, state.quantized)
+    kept = next(one for one in choice.tried if one.quantizer == choice.kept)
+    return accuracy_of(kept.miou, kept.drop, choice.crops, choice.pictures)
+
+
+def _unscored(state: State) -> str:
+    """Why the calibration source says nothing of the network's mIoU; "" where it does."""
+    from calib.representative import COCO_PREFIX
+    from student.crops import POINT_NATIVE_96
+
+    assert state.loaded is not None
+    own, shown = state.loaded.protocol, POINT_NATIVE_96.name
+    if not state.options.calib.startswith(COCO_PREFIX):
+        return "no annotated masks were given (--calib coco:DIR)"
+    if own == shown:
+        return ""
+    other = f"it was trained on {own}" if own else "which one it was trained on is not known"
+    return f"the calibration crops are prompts of {shown}, and {other}"
 
 
 def _what_if(state: State) -> WhatIf:

@@ -249,7 +249,8 @@ class CompileResult:
     vendor_diagnostics: tuple[Diagnostic, ...]
     steps: tuple[StepTime, ...]
     versions: Mapping[str, str]
-    accuracy: Accuracy | None = None
+    accuracy: Accuracy | str = ""
+    """Of the int8 network, or why it is not known; "" where the run did not come to it."""
     facts: Facts | None = None
     what_if: WhatIf | None = None
     failure: Failure | None = None

@@ -10,7 +10,7 @@ from passes.diagnostics import Diagnostic
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command (design: 0 to 4, nothing else)."""
+    """Exit codes of every command: the documented list, nothing else."""
 
     FINE = 0
     USER = 1
@@ -21,6 +21,8 @@ class ExitCode(IntEnum):
     """The accuracy gate failed."""
     ENVIRONMENT = 4
     """The vendor tool or the environment failed."""
+    INTERRUPTED = 130
+    """The process was interrupted, as the shell counts."""
 
 
 def first_line(error: BaseException) -> str:

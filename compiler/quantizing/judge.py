@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.representative import RepresentativeSet, delivered
+from compiler.gate.intervals import LEAST_PICTURES
 from compiler.quantizing.yardstick import Yardstick
 from passes import graph as graphs
 from passes.errors import EnvironmentFault, InputError
@@ -116,20 +117,28 @@ class Judge:
         return Verdict(float(agreement.mean()), lost, estimate(ours, self._ids))
 
 
-def accuracy(
-    float_model: ir.Model, sets: Sequence[RepresentativeSet], quantized: ir.Model
-) -> Accuracy | None:
-    """The mIoU of `quantized` on the deciding crops; None without masks, and where it cannot be simulated."""
-    if any(one.deciding_masks is None for one in sets) or not len(sets[0].deciding):
-        return None
+def accuracy(float_model: ir.Model, sets: Sequence[RepresentativeSet], quantized: ir.Model) -> Accuracy | str:
+    """The mIoU of `quantized` on the deciding crops; or why it cannot be measured."""
+    if not len(sets[0].deciding):
+        return "no crops are kept apart"
     try:
         judge = Judge(float_model, sets, quantized)
         found = judge.verdict(quantized)
-    except (InputError, EnvironmentFault):  # an operator the simulator does not know, or no C compiler
-        return None
-    if found.miou is None:
-        return None
-    return Accuracy(found.miou, found.drop, judge.crops, judge.pictures)
+    except (
+        InputError,
+        EnvironmentFault,
+    ) as error:  # an operator the simulator does not know, or no C compiler
+        return f"the int8 network cannot be simulated ({error.found})"
+    return accuracy_of(found.miou, found.drop, judge.crops, judge.pictures)
+
+
+def accuracy_of(miou: Estimate | None, drop: Drop, crops: int, pictures: int) -> Accuracy | str:
+    """What a verdict says of accuracy; or why it says nothing."""
+    if miou is None:
+        return "the network does not give one mask of its picture's size"
+    if pictures < LEAST_PICTURES:
+        return f"{pictures} pictures are kept apart, and an interval needs {LEAST_PICTURES}"
+    return Accuracy(miou, drop, crops, pictures)
 
 
 def _truth(yardstick: Yardstick, sets: Sequence[RepresentativeSet], count: int) -> NDArray[np.bool_] | None:

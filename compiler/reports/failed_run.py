@@ -1,7 +1,7 @@
 """The reports of a compile that made no package: beside its place, in OUT.failed/, whole or not at all.
 
-An earlier package in OUT stays. A later compile that succeeds takes its OUT.failed/ away, so that what lies
-there is always about the last run. A folder of that name that is not ours is never touched.
+An earlier package in OUT stays. What lies in OUT.failed/ is about the last run that left reports there, and a
+compile that succeeds takes it away. A folder of that name that is not ours is never touched.
 """
 
 from __future__ import annotations
@@ -26,11 +26,8 @@ from passes.errors import (
 FORMAT = "picosam2-compile failed run"
 """Marks a folder as ours, in its manifest.json."""
 
-INTERRUPTED = 130
-"""Exit code of a process that ended by an interrupt, as the shell counts."""
-
-SMALLER = (("report.json", "report.md", "report.sarif"), ("report.md",))
-"""What is tried after everything, where the disk is full."""
+SMALLER = (("report.md", "report.json", "report.sarif"), ("report.md",))
+"""What is tried after everything, where the disk is full; the first is what to read first."""
 
 KINDS: tuple[tuple[type[ToolError], str], ...] = (
     (TargetViolation, "target"),
@@ -57,7 +54,7 @@ def failure_of(error: BaseException, step: str, purpose: str) -> Failure:
             "was interrupted",
             "it has to run to its end",
             "run the command again: what the cache holds is not done twice",
-            INTERRUPTED,
+            int(ExitCode.INTERRUPTED),
             notes,
         )
     return Failure(
@@ -91,8 +88,8 @@ def failed_place(out: Path) -> Path:
 def write_failed(out: Path, result: CompileResult, model: Path, created: str) -> Path | None:
     """Write the reports of a failed run; where there is no room for all of them, the most telling ones.
 
-    Returns the folder, or None where nothing could be written: a folder of this name is not ours, or the
-    disk refuses. Nothing half-written stays.
+    Returns what to read first, or None where nothing could be written: a folder of this name is not ours, or
+    the disk refuses. Nothing half-written stays.
     """
     from compiler.reports.files import report_files
 
@@ -100,12 +97,12 @@ def write_failed(out: Path, result: CompileResult, model: Path, created: str) ->
     if place.is_symlink() or (place.exists() and not _is_ours(place)):
         return None
     files = report_files(result, model, created)
-    for names in (tuple(files), *SMALLER):
+    for names in (tuple(files), *SMALLER):  # report.html is the first of all
         try:
             write_package(place, {name: files[name] for name in names}, _facts(result), FORMAT)
         except EnvironmentFault:
             continue
-        return place
+        return place / names[0]
     return None
 
 

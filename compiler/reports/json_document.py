@@ -49,7 +49,7 @@ def to_json(result: CompileResult, created: str) -> str:
         "what_if": None if result.what_if is None else result.what_if.to_json(),
         "outputs": [output.to_json() for output in result.outputs],
         "agreement": None if result.agreement is None else _agreement_json(result.agreement),
-        "accuracy": None if result.accuracy is None else _accuracy_json(result.accuracy),
+        "accuracy": None if isinstance(result.accuracy, str) else _accuracy_json(result.accuracy),
         "facts": None if result.facts is None else result.facts.to_json(),
         "converter": _converter_json(result),
         "steps": [asdict(step) for step in result.steps],
@@ -82,7 +82,6 @@ def _choice_json(choice: Choice) -> dict[str, Any]:
             "settings": one.settings,
             "agreement": one.agreement,
             "drop": _drop_json(one.drop),
-            "miou": None if one.miou is None else one.miou.to_json(),
             "seconds": one.seconds,
         }
         for one in choice.tried

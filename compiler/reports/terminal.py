@@ -45,12 +45,14 @@ def summary_rows(result: CompileResult) -> list[tuple[str, str]]:
             ("Quantizer", choice_text(result.choice)),
             *(("", tried_text(tried)) for tried in result.choice.tried),
         ]
-    if result.accuracy is not None:
+    if not isinstance(result.accuracy, str):
         found = result.accuracy
         rows.append(("int8 mIoU", f"{miou_text(found)}, {accuracy_text(found)}"))
     if result.agreement is not None:
+        several = len(result.agreement.outputs) > 1
         for output in result.agreement.outputs:
-            rows.append(("Float against int8", agreement_text(output, result.agreement.pictures)))
+            text = agreement_text(output, result.agreement.pictures)
+            rows.append(("Float against int8", f"{output.name}: {text}" if several else text))
     return rows
 
 
@@ -208,7 +210,8 @@ def accuracy_text(found: Accuracy) -> str:
     """What the mIoU loses against float, and what both rest on."""
     return (
         f"{drop_text(found.drop)} (95 % intervals over pictures; measured on {found.crops} crops of "
-        f"{found.pictures} pictures that quantization was not fitted to, though training may have been)"
+        f"{found.pictures} pictures of --calib, objects of all sizes alike; quantization was not fitted to "
+        "them, but training may have been, so it is not comparable with the gate's)"
     )
 
 

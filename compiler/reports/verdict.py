@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.inspection.layers import WARNING_DB
-from compiler.reports.figures import counted, decibels, finite, megabytes, milliseconds
+from compiler.reports.figures import FLOAT32_DB, counted, decibels, finite, megabytes, milliseconds
 from compiler.reports.terminal import AGREEMENT_WORDS, accuracy_text, drop_text, legality_text, miou_text
 from compiler.result import CompileResult, Failure
 from passes.diagnostics import Severity
@@ -76,7 +76,7 @@ def verdict(result: CompileResult) -> Verdict:
         )
         if answer is not None
     ]
-    passed = result.failure is None and all(answer.good is not False for answer in answers[:2])
+    passed = result.failure is None and all(answer.good is True for answer in answers[:2])
     return Verdict(passed, _headline(result, passed), tuple(answers), _next_steps(result))
 
 
@@ -94,6 +94,9 @@ def _headline(result: CompileResult, passed: bool) -> str:
                 f"The {result.target} refuses {network}: {counted(errors, 'violation')}. There is no package."
             )
         return f"Failed in step {failure.step}: {failure.thing}: {failure.found}. There is no package."
+    memory = None if result.check is None else result.check.memory
+    if result.vendor is None and memory is not None and not memory.fits and memory.may_tile:
+        return f"{network} is quantized; only the converter can tell whether it fits."
     if not passed:
         return f"{network} compiled, but not to what the {result.target} runs."
     if result.vendor is None:
@@ -165,12 +168,9 @@ def _is_masks(result: CompileResult) -> bool:
 
 def _miou(result: CompileResult) -> Answer:
     question = "What is the int8 mIoU?"
-    if (found := result.accuracy) is None:
-        text = (
-            "no annotated masks were given: --calib coco:DIR measures it here, "
-            "`picosam2 gate` on your validation set"
-        )
-        return Answer(question, UNKNOWN, text, None)
+    if isinstance(found := result.accuracy, str):
+        why = found or "the run ended before it was measured"
+        return Answer(question, UNKNOWN, f"{why}; `picosam2 gate` measures it on your validation set", None)
     return Answer(question, miou_text(found), accuracy_text(found), None)
 
 
@@ -179,6 +179,9 @@ def _loses_most(result: CompileResult) -> Answer | None:
     worst = None if facts is None else facts.worst
     if facts is None or worst is None:
         return None
+    if worst.alone_db > FLOAT32_DB:
+        text = f"no layer loses anything at the output (measured on {facts.pictures} pictures)"
+        return Answer("Which layer loses most?", "none", text, True)
     text = (
         f"{decibels(worst.alone_db)} at the output with this layer alone quantized, "
         f"{facts.share_of_noise(worst):.0%} of the noise (measured on {facts.pictures} pictures); "

@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import compiler.quantizing.judge as module
 from calib.representative import RepresentativeSet, delivered
 from calib.thresholds import with_representable_thresholds
 from compiler.agreement import agreement_by_picture
-from compiler.quantizing.judge import IN_REFERENCE, Judge, accuracy
+from compiler.quantizing.judge import IN_REFERENCE, Accuracy, Judge, accuracy
 from compiler.quantizing.yardstick import Yardstick
 from passes.contract import raw
 from passes.errors import EnvironmentFault
@@ -60,10 +61,25 @@ def test_the_accuracy_of_what_is_shipped_is_the_judges_verdict_on_it():
     real, labelled = float_of(quantized), segments(24, masks)
     found = accuracy(real, [labelled], quantized)
     verdict = Judge(real, [labelled], quantized).verdict(quantized)
-    assert found is not None
-    assert (found.miou, found.drop, found.crops, found.pictures) == (verdict.miou, verdict.drop, 24, 24)
-    assert accuracy(real, [segments(24)], quantized) is None  # no masks
-    assert accuracy(real, [dataclasses.replace(labelled, deciding=masks[:0])], quantized) is None
+    assert found == Accuracy(verdict.miou, verdict.drop, 24, 24)
+
+
+def test_an_accuracy_that_is_not_known_says_why(monkeypatch):
+    quantized = network()
+    real, masks = float_of(quantized), np.zeros((24, SIZE, SIZE), bool)
+    labelled = segments(24, masks)
+    assert "one mask" in accuracy(real, [segments(24)], quantized)
+    assert "no crops" in accuracy(
+        real, [dataclasses.replace(labelled, deciding=labelled.deciding[:0])], quantized
+    )
+    few = dataclasses.replace(labelled, deciding_pictures=np.arange(24) // 3)
+    assert "8 pictures" in accuracy(real, [few], quantized)
+
+    def refuses(*_):
+        raise EnvironmentFault("the simulator", "no C compiler", "one", "install it")
+
+    monkeypatch.setattr(module, "Judge", refuses)
+    assert "no C compiler" in accuracy(real, [labelled], quantized)
 
 
 def float_of(quantized: ir.Model) -> ir.Model:

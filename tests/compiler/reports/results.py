@@ -72,6 +72,7 @@ def plain() -> CompileResult:
         vendor_diagnostics=(),
         steps=(StepTime("quantize", 1.5, cached=False, vendor=True), StepTime("check", 0.1, False, False)),
         versions={"torch": "2.6.0"},
+        accuracy="no annotated masks were given (--calib coco:DIR)",
         facts=facts,
         what_if=what_if(graph, real, contract, input_persistency=True),
     )

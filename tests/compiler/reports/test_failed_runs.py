@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -16,7 +17,7 @@ from compiler.package import FORMAT, MANIFEST
 from compiler.progress import Progress
 from compiler.reports.failed_run import failed_place
 from passes import contract as contracts
-from passes.errors import EnvironmentFault, TargetViolation
+from passes.errors import EnvironmentFault, InputError, TargetViolation
 from passes.graph import save
 from tests.compiler.reports.results import ten_violations
 from tests.compiler.reports.test_formats import SCHEMA, Page
@@ -112,6 +113,35 @@ def test_whatever_ends_a_run_is_told_and_raised(legal, tmp_path, ends_with, erro
     assert found["check"]["ok"]
 
 
+def test_ctrl_c_names_the_report_and_ends_with_130(legal, tmp_path, ends_with, capsys):
+    ends_with(KeyboardInterrupt())
+    assert cli.run(["compile", str(legal), "--out", str(tmp_path / "package"), "--no-convert", "-q"]) == 130
+    said = capsys.readouterr().err
+    assert str(failed_place(tmp_path / "package") / "report.html") in said
+    assert said.rstrip().endswith("interrupted")
+
+
+def test_a_defect_and_a_full_disk_name_the_report_too(legal, tmp_path, ends_with, capsys):
+    for error in (ZeroDivisionError("a defect"), OSError(errno.ENOSPC, "No space left on device", "/disk")):
+        ends_with(error)
+        out = tmp_path / type(error).__name__
+        assert cli.run(["compile", str(legal), "--out", str(out), "--no-convert", "-q"]) == 4
+        assert str(failed_place(out) / "report.html") in capsys.readouterr().err
+
+
+def test_an_input_error_leaves_a_report_once_the_graph_is_quantized(legal, tmp_path, ends_with, monkeypatch):
+    error = InputError("output y", "is no number", "numbers", "look for a division")
+    ends_with(error)
+    with pytest.raises(InputError):
+        compiled(legal, tmp_path / "early")
+    assert not failed_place(tmp_path / "early").exists()
+    quantized = Step("given", "a quantized graph", lambda state: replace(state, quantized=state.float_model))
+    monkeypatch.setattr(driver, "PIPELINE", (*BEFORE_CHECK, quantized, driver.PIPELINE[-1]))
+    with pytest.raises(InputError):
+        compiled(legal, tmp_path / "late")
+    assert document(tmp_path / "late")["failure"]["kind"] == "input"
+
+
 def test_findings_of_the_converter_are_in_the_reports(legal, tmp_path, monkeypatch):
     from tests.compiler.reports.results import converter_refused
 
@@ -142,6 +172,7 @@ def test_on_a_full_disk_what_has_room_is_written(legal, tmp_path, ends_with, mon
     assert raised.value is error
     kept = {path.name for path in failed_place(tmp_path / "package").iterdir()}
     assert kept == FILES - {"report.html"}
+    assert any(note.endswith("report.md") for note in error.__notes__), "what is named is there"
 
 
 def test_where_nothing_can_be_written_the_error_is_still_the_one_told(

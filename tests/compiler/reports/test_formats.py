@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from html.parser import HTMLParser
@@ -170,7 +171,28 @@ def test_the_verdict_says_what_int8_reaches_or_how_to_find_out():
     assert "0.4400 to 0.5000" in " ".join(Page(to_html(searched(), WHEN)).text)
     assert json.loads(to_json(searched(), WHEN))["accuracy"]["miou"]["high"] == 0.5
     assert unknown.answer == "not known"
+    assert "no annotated masks were given" in unknown.text
     assert "picosam2 gate" in unknown.text
+
+
+def test_what_may_not_fit_is_not_passed():
+    result = dataclasses.replace(plain(), vendor=None)
+    assert result.check is not None
+    assert result.check.memory is not None
+    assert verdict(result).passed
+    large = dataclasses.replace(result.check.memory, total_bytes=9_000_000, fits=False, may_tile=True)
+    found = verdict(dataclasses.replace(result, check=dataclasses.replace(result.check, memory=large)))
+    assert not found.passed
+    assert "only the converter can tell" in found.headline
+
+
+def test_where_nothing_is_lost_no_layer_loses_most():
+    result = plain()
+    assert result.facts is not None
+    exact = tuple(dataclasses.replace(one, alone_db=float("inf")) for one in result.facts.layers)
+    facts = dataclasses.replace(result.facts, layers=exact)
+    answers = verdict(dataclasses.replace(result, facts=facts)).answers
+    assert next(one.answer for one in answers if "loses most" in one.question) == "none"
 
 
 def test_markdown_is_short_enough_for_a_comment():
