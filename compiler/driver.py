@@ -580,7 +580,10 @@ def _keep_log(out: Path, log: str) -> Path:
 def _package(state: State) -> State:
     result = _result(state)
     assert state.loaded is not None
-    facts = {**_manifest_facts(result), "protocol": state.loaded.protocol}
+    facts = {
+        **_manifest_facts(result, state.options.input_persistency),
+        "protocol": state.loaded.protocol,
+    }
     package.write_package(state.options.out, _files(state, result), facts)
     return state
 
@@ -616,7 +619,7 @@ def _files(state: State, result: CompileResult) -> dict[str, bytes]:
     return files | device_check.files(compiled, state.progress.update)
 
 
-def _manifest_facts(result: CompileResult) -> Mapping[str, Any]:
+def _manifest_facts(result: CompileResult, input_persistency: bool) -> Mapping[str, Any]:
     """What the manifest says beside the checksums; no times, no paths."""
     assert result.contract is not None  # a package has one
     return {
@@ -628,6 +631,7 @@ def _manifest_facts(result: CompileResult) -> Mapping[str, Any]:
         "outputs": [output.to_json() for output in result.outputs],
         "quantizer": result.quantizer if result.choice is None else result.choice.kept,
         "weight_bits": {} if result.widths is None else result.widths.narrow,
+        "input_persistency": input_persistency,
         "seed": result.seed,
         "calibration": None if result.calibration is None else dict(result.calibration),
         "versions": dict(result.versions),

@@ -153,7 +153,7 @@ def decide(found: Interval, limit: float, at_least: bool) -> Verdict:
 
 def accuracy(
     int8: Floats,
-    real: Floats,
+    real: Floats | None,
     picture_ids: Integers,
     limits: Limits,
     confidence: float = 0.95,
@@ -162,10 +162,12 @@ def accuracy(
     """The criteria of `limits` about accuracy.
 
     Args:
-        int8, real: IoU of each instance under the int8 and the float network, float64 [N].
+        int8, real: IoU of each instance under the int8 and the float network, float64 [N]; `real` is None
+            where `limits` asks for no drop.
         picture_ids: int64 [N].
     """
-    score, drop = intervals(np.stack([int8, 100 * (real - int8)], axis=1), picture_ids, confidence, seed)
+    columns = [int8] if real is None else [int8, 100 * (real - int8)]
+    score, *drops = intervals(np.stack(columns, axis=1), picture_ids, confidence, seed)
     samples = len(np.unique(picture_ids)), len(int8)
     criteria = []
     if limits.min_miou is not None:
@@ -184,6 +186,7 @@ def accuracy(
             )
         )
     if limits.max_drop is not None:
+        (drop,) = drops
         criteria.append(
             _criterion(
                 "max-drop",

@@ -77,13 +77,14 @@ def read_earlier(path: Path) -> Earlier:
 
 
 def _require_measured(path: Path, document: dict[str, Any]) -> None:
-    """Raises InputError for report.json of a package: a compile compares int8 with float, not with masks."""
+    """Raises InputError for report.json of a package, whose mIoU, if any, is on calibration pictures."""
     if "agreement" in document and "converter" in document:
         raise InputError(
             f"--baseline {path}",
-            "is the report of a compile, which has no mIoU",
+            "is the report of a compile: a mIoU in it is on calibration pictures, not on --data",
             "the JSON of an earlier gate, or of `picosam2 evaluate PACKAGE`",
-            f"score that package: picosam2 gate {path.parent} --data ... --max-drop 1 --json baseline.json",
+            f"score that package on --data: picosam2 gate {path.parent} --data ... --max-drop 1 "
+            "--json baseline.json",
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,11 @@ from compiler.gate.intervals import (
     Interval,
     intervals,
 )
-from compiler.gate.measuring import Measurement, measure, open_graphs, used_memory
+from compiler.gate.measuring import Measurement, measure, open_graphs, require_float, used_memory
 from passes.errors import ExitCode, GateFailed, InputError
+
+if TYPE_CHECKING:
+    from student.evaluate import Floats
 
 SCHEMA = 1
 """Version of `GateResult.to_json`."""
@@ -78,7 +81,11 @@ class Caution:
 
 @dataclass(frozen=True)
 class TrivialScore:
-    """What a trivial mask reaches, and whether this gate would let it through."""
+    """What a trivial mask reaches.
+
+    Attributes:
+        passes: limits of accuracy are asked for, and none would stop it.
+    """
 
     name: str
     description: str
@@ -91,7 +98,7 @@ class GateResult:
     """One run of the gate; the reports are pure functions of it.
 
     Attributes:
-        int8, real: mIoU of the two networks.
+        int8, real: mIoU of the two networks; `real` is None without a float network.
         trivial: on the same instances.
         criteria: everything asked for.
         cautions: both, whether or not anything was found.
@@ -101,7 +108,7 @@ class GateResult:
     options: GateOptions
     measured: Measurement
     int8: Interval
-    real: Interval
+    real: Interval | None
     trivial: tuple[TrivialScore, ...]
     criteria: tuple[Criterion, ...]
     cautions: tuple[Caution, ...]
@@ -163,7 +170,10 @@ class GateResult:
             },
             "criteria": [one.to_json() for one in self.criteria],
             "warnings": [one.to_json() for one in self.cautions if one.found is not None],
-            "networks": {"int8": self.int8.to_json(), "float": self.real.to_json()},
+            "networks": {
+                "int8": self.int8.to_json(),
+                "float": None if self.real is None else self.real.to_json(),
+            },
             "trivial": [
                 {
                     "name": one.name,
@@ -177,8 +187,9 @@ class GateResult:
             "instances": {
                 "annotation_ids": measured.annotation_ids.tolist(),
                 "picture_ids": measured.picture_ids.tolist(),
-                "int8_iou": np.round(measured.int8, 6).tolist(),
-                "float_iou": np.round(measured.real, 6).tolist(),
+                # unrounded: a package that is compared with itself must lose nothing at all
+                "int8_iou": measured.int8.tolist(),
+                "float_iou": None if measured.real is None else measured.real.tolist(),
             },
         }
 
@@ -202,6 +213,8 @@ def run_gate(
     require_sound(options)
     earlier = None if options.baseline is None else read_earlier(options.baseline)
     found = open_graphs(package)
+    if options.limits.max_drop is not None:
+        require_float(found)
     used = None if options.limits.max_memory is None else used_memory(found)
     measured = measure(found, source, split, protocol, threads=threads, on_progress=on_progress)
     return judge(measured, options, earlier, used)
@@ -264,7 +277,7 @@ def judge(
     if earlier is not None and (note := require_comparable(earlier, measured)) is not None:
         notes.append(note)
 
-    def of(ious: Any) -> tuple[Criterion, ...]:
+    def of(ious: Floats) -> tuple[Criterion, ...]:
         """The criteria of accuracy for a network that reaches these IoUs."""
         found = accuracy(
             ious, measured.real, measured.picture_ids, options.limits, options.confidence, options.seed
@@ -284,16 +297,21 @@ def judge(
             ),
         )
 
-    columns = [measured.int8, measured.real, *(one.ious for one in measured.trivial)]
-    int8, real, *trivial = intervals(
+    def passes(ious: Floats) -> bool:
+        asked = of(ious)
+        return bool(asked) and not any(_fails(one, options) for one in asked)
+
+    columns = [measured.int8, *(one.ious for one in measured.trivial)]
+    if measured.real is not None:
+        columns.append(measured.real)
+    int8, *others = intervals(
         np.stack(columns, axis=1), measured.picture_ids, options.confidence, options.seed
     )
     scores = tuple(
-        TrivialScore(
-            one.name, one.description, miou, not any(_fails(asked, options) for asked in of(one.ious))
-        )
-        for one, miou in zip(measured.trivial, trivial, strict=True)
+        TrivialScore(one.name, one.description, miou, passes(one.ious))
+        for one, miou in zip(measured.trivial, others[: len(measured.trivial)], strict=True)
     )
+    real = None if measured.real is None else others[-1]
     criteria = of(measured.int8)
     if used is not None and options.limits.max_memory is not None:
         criteria = (*criteria, memory(*used, options.limits.max_memory))
@@ -305,7 +323,7 @@ def judge(
         real,
         scores,
         criteria,
-        (unseen, _telling(scores)),
+        (unseen, _telling(scores, measured.pictures)),
         (*notes, *([note] if note else [])),
     )
 
@@ -352,8 +370,8 @@ def _unseen(measured: Measurement) -> tuple[Caution, str | None]:
     return Caution(UNSEEN, found, fix, names), note
 
 
-def _telling(scores: tuple[TrivialScore, ...]) -> Caution:
-    """The warning about limits that tell a network from nothing at all."""
+def _telling(scores: tuple[TrivialScore, ...], pictures: int) -> Caution:
+    """The warning about limits of accuracy that do not tell a network from nothing at all."""
     passing = [one for one in scores if one.passes]
     best = max(scores, key=lambda one: one.miou.value)
     found = None
@@ -361,4 +379,6 @@ def _telling(scores: tuple[TrivialScore, ...]) -> Caution:
         names = " and ".join(f"{one.name} (mIoU {one.miou.value:.4f})" for one in passing)
         found = f"this gate would let a mask pass that knows nothing of the picture: {names}"
     fix = f"ask for more: --min-miou well above {best.miou.value:.2f}"
+    if pictures < LEAST_PICTURES:
+        fix = f"score at least {LEAST_PICTURES} pictures: with {pictures} nothing is decided at any limit"
     return Caution(TELLING, found, fix, tuple(one.name for one in passing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from compiler.driver import FLOAT_GRAPH
 from compiler.frontend import load_model
 from compiler.inspection.opened_package import OpenedPackage, open_package
+from compiler.package import MANIFEST, is_package
+from compiler.reports.failed_run import FORMAT as FAILED_RUN
 from passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,12 +53,12 @@ class Measurement:
 
     Attributes:
         package: name of the directory.
-        int8_sha256, float_sha256: of the two graphs' files.
+        int8_sha256, float_sha256: of the two graphs' files; the second is None without a float graph.
         data: name of the data set.
         protocol: name of the rule the crops were cut by.
         crops_sha256: of the crops, their masks and their ids: the same instances, pixel by pixel.
         annotation_ids, picture_ids: int64 [N].
-        int8, real: IoU of each instance, float64 [N].
+        int8, real: IoU of each instance, float64 [N]; `real` is None without a float graph.
         trivial: at least one.
         contents: content hash (`calib.representative`) -> file name of every picture that was scored.
         calibration: the package's calibration card; None where it has none.
@@ -63,14 +66,14 @@ class Measurement:
 
     package: str
     int8_sha256: str
-    float_sha256: str
+    float_sha256: str | None
     data: str
     protocol: str
     crops_sha256: str
     annotation_ids: Integers = field(repr=False)
     picture_ids: Integers = field(repr=False)
     int8: Floats = field(repr=False)
-    real: Floats = field(repr=False)
+    real: Floats | None = field(repr=False)
     trivial: tuple[Trivial, ...]
     contents: Mapping[str, str] = field(repr=False)
     calibration: Mapping[str, Any] | None = field(repr=False)
@@ -82,29 +85,58 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Graphs:
-    """The two graphs of a package, opened before any picture is read."""
+    """The graphs of a package, opened before any picture is read.
+
+    Attributes:
+        real: the float graph; None in a package that was compiled from a quantized model.
+    """
 
     opened: OpenedPackage
-    real: Loaded
+    real: Loaded | None
     folder: Path
 
 
 def open_graphs(package: Path) -> Graphs:
-    """Raises InputError for what is no package, and for one without its float graph."""
+    """Raises InputError for what is no package, and for the reports of a compile that failed."""
     if not package.is_dir():
         found = "is a file" if package.exists() else "does not exist"
         raise InputError(
             f"package {package}", found, "a directory that `picosam2 compile` wrote", "name that directory"
         )
+    _require_package(package)
     opened = open_package(package)
-    if opened.float_model is None:
+    real = None if opened.float_model is None else load_model(package / FLOAT_GRAPH)
+    return Graphs(opened, real, package)
+
+
+def require_float(found: Graphs) -> None:
+    """Raises InputError for a package without the float graph that a drop is measured against."""
+    if found.real is None:
         raise InputError(
-            f"package {package}",
-            f"has no {FLOAT_GRAPH}, so the drop cannot be measured",
+            f"package {found.folder}",
+            f"has no {FLOAT_GRAPH} (a compile from a quantized model writes none), which --max-drop measures "
+            "the drop against",
             "a package compiled from a float model",
-            "compile it from the float model",
+            "ask for --min-miou and --max-memory alone, or compile it from the float model",
         )
-    return Graphs(opened, load_model(package / FLOAT_GRAPH), package)
+
+
+def _require_package(folder: Path) -> None:
+    if is_package(folder, FAILED_RUN):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        raise InputError(
+            f"package {folder}",
+            f"is the report of a compile that failed in step {manifest.get('step') or 'unknown'}",
+            "a package, which only a compile that succeeds writes",
+            f"mend what {folder / 'report.md'} says, compile again, and name the package",
+        )
+    if not is_package(folder):
+        raise InputError(
+            f"package {folder}",
+            f"has no {MANIFEST} of ours",
+            "a directory that `picosam2 compile` wrote",
+            "name that directory",
+        )
 
 
 def measure(
@@ -116,7 +148,7 @@ def measure(
     threads: int | None = None,
     on_progress: OnProgress = lambda done, total, phase: None,
 ) -> Measurement:
-    """Scores both graphs and the trivial baselines on every instance of a data set.
+    """Scores the graphs and the trivial baselines on every instance of a data set.
 
     Args:
         source, split: the data set (`student.instances.load_instances`).
@@ -139,7 +171,9 @@ def measure(
 
     if protocol not in PROTOCOLS:
         raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
-    networks = {"int8": found.opened.loaded, "float": found.real}
+    networks = {"int8": found.opened.loaded}
+    if found.real is not None:
+        networks["float"] = found.real
     rule = protocol_of_size(PROTOCOLS[protocol], [(name, one.contract) for name, one in networks.items()])
     runs = {name: predictor(one, threads) for name, one in networks.items()}
     instances = load_instances(source, split)
@@ -168,14 +202,14 @@ def measure(
     return Measurement(
         found.opened.name,
         found.opened.loaded.sha256,
-        found.real.sha256,
+        None if found.real is None else found.real.sha256,
         instances.name,
         rule.name,
         _fingerprint(crops),
         crops.annotation_ids,
         crops.picture_ids,
         reached("int8"),
-        reached("float"),
+        None if found.real is None else reached("float"),
         tuple(
             Trivial(one.name, one.description, iou(one.on(crops).masks, crops.masks))
             for one in baselines(crops)
@@ -187,6 +221,8 @@ def measure(
 
 def used_memory(found: Graphs) -> tuple[int, str]:
     """Bytes of the chip's memory; `exact` from the converter's report, else `estimated` by the forecast.
+
+    The forecast is for the input persistency that the manifest names; packages that name none have it.
 
     Raises:
         InputError: a damaged memory report.
@@ -203,7 +239,8 @@ def used_memory(found: Graphs) -> tuple[int, str]:
             ) from error
     from passes.imx500.memory import forecast_memory
 
-    return forecast_memory(found.opened.model).total_bytes, "estimated"
+    kept = found.opened.manifest.get("input_persistency", True) is not False
+    return forecast_memory(found.opened.model, input_persistency=kept).total_bytes, "estimated"
 
 
 def _fingerprint(crops: CropSet) -> str:

@@ -69,7 +69,9 @@ def headline(result: GateResult) -> str:
 
 def scores(result: GateResult) -> list[tuple[str, Interval, str]]:
     """Name, mIoU and description of the networks and the trivial masks."""
-    rows = [("int8 network", result.int8, ""), ("float network", result.real, "")]
+    rows = [("int8 network", result.int8, "")]
+    if result.real is not None:
+        rows.append(("float network", result.real, ""))
     rows += [
         (one.name, one.miou, one.description + (", would pass" if one.passes else ""))
         for one in result.trivial

@@ -14,6 +14,9 @@ from junitparser import JUnitXml
 from calib.representative.content import content_hashes
 from compiler.cli import run
 from compiler.driver import FLOAT_GRAPH
+from compiler.package import write_package
+from compiler.reports.failed_run import FORMAT as FAILED_RUN
+from passes.imx500.memory import forecast_memory
 from tests.compiler.small_packages import float_twin, packaged, red_finder
 from tests.pictures import write_coco
 
@@ -80,6 +83,13 @@ def test_an_earlier_report(
     assert json.loads(failed.read_text())["failed"] == ["baseline"]
 
 
+def test_a_package_against_itself_passes_at_zero(package: Path, coco: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "base.json"
+    assert run(arguments(package, coco, "--max-drop", "1", "--json", str(earlier))) == 0
+    again = ("--max-drop", "0", "--baseline", str(earlier), "--undecided", "fail")
+    assert run(arguments(package, coco, *again)) == 0
+
+
 def test_the_report_of_a_compile_is_no_baseline(
     package: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,8 +97,48 @@ def test_the_report_of_a_compile_is_no_baseline(
     report.write_text(json.dumps({"schema": 1, "model": {}, "agreement": {}, "converter": None}))
     assert run(arguments(package, coco, "--max-drop", "1", "--baseline", str(report))) == 1
     told = capsys.readouterr().err
-    assert "is the report of a compile, which has no mIoU" in told
+    assert "is the report of a compile: a mIoU in it is on calibration pictures, not on --data" in told
     assert f"picosam2 gate {tmp_path} --data" in told
+
+
+def test_the_forecast_is_of_the_memory_that_was_compiled_for(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def used(name: str, **facts: object) -> tuple[float, str]:
+        made = packaged(tmp_path / name, red_finder(), float_twin(red_finder()), **facts)
+        assert run(arguments(made, coco, "--max-memory", "8388480", "--format", "json")) == 0
+        (criterion,) = json.loads(capsys.readouterr().out)["criteria"]
+        return criterion["value"], criterion["kind"]
+
+    kept, freed = (forecast_memory(red_finder(), input_persistency=one).total_bytes for one in (True, False))
+    assert kept > freed
+    assert used("absent") == used("kept", input_persistency=True) == (kept, "estimated")
+    assert used("freed", input_persistency=False) == (freed, "estimated")
+
+
+def test_a_package_made_from_a_quantized_model(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = packaged(tmp_path / "alone", red_finder())
+    kept = tmp_path / "gate.json"
+    asked = ("--min-miou", "0.4", "--max-memory", "8388480", "--json", str(kept))
+    assert run(arguments(alone, coco, *asked)) == 0
+    assert json.loads(kept.read_text())["networks"]["float"] is None
+    capsys.readouterr()
+    assert run(arguments(alone, coco, "--max-drop", "0", "--baseline", str(kept))) == 1
+    assert "Fix: ask for --min-miou and --max-memory alone" in capsys.readouterr().err
+
+
+def test_the_reports_of_a_failed_compile(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = tmp_path / "out.failed"
+    write_package(failed, {"report.md": b"why"}, {"step": "quantize", "exit_code": 1}, FAILED_RUN)
+    assert run(arguments(failed, coco, "--max-drop", "1")) == 1
+    told = capsys.readouterr().err
+    assert told.count("error:") == 1
+    assert "is the report of a compile that failed in step quantize" in told
+    assert "report.md" in told
 
 
 def test_pictures_that_were_calibrated_on(
@@ -114,7 +164,10 @@ def wrong(package: Path, coco: Path, tmp_path: Path) -> dict[str, tuple[list[str
     return {
         "nothing asked for": (arguments(package, coco), "nothing is asked for"),
         "per cent": (arguments(package, coco, "--min-miou", "52"), "0.52 for per cent"),
-        "no package": (asked(where=empty), "has no manifest.json of ours"),
+        "no package": (
+            asked(where=empty),
+            "has no manifest.json of ours (a directory that `picosam2 compile` wrote)",
+        ),
         "absent": (asked(where=tmp_path / "absent"), "does not exist"),
         "a file": (asked(where=package / FLOAT_GRAPH), "is a file"),
         "no float graph": (asked(where=alone), f"has no {FLOAT_GRAPH}"),

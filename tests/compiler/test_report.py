@@ -194,9 +194,14 @@ def test_what_is_not_counted_is_said(result):
 
 
 def test_the_manifest_names_the_quantizer_that_was_kept(result):
-    assert _manifest_facts(result)["quantizer"] == "mct-ptq"
+    assert _manifest_facts(result, input_persistency=True)["quantizer"] == "mct-ptq"
     asked = dataclasses.replace(result, choice=None)
-    assert _manifest_facts(asked)["quantizer"] == "brevitas-qat"
+    assert _manifest_facts(asked, input_persistency=True)["quantizer"] == "brevitas-qat"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_manifest_says_whether_the_input_keeps_its_memory(result, kept):
+    assert _manifest_facts(result, input_persistency=kept)["input_persistency"] is kept
 
 
 def test_the_summary_says_which_quantizer_was_kept_and_what_each_reached(result):

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from junitparser import JUnitXml
 
 from compiler.gate.criteria import Verdict
 from compiler.gate.earlier import read_earlier, require_comparable
 from compiler.gate.gate import TELLING, UNSEEN, judge, require_passed, require_sound
+from compiler.gate.intervals import Interval
 from compiler.gate.junit import to_junit
 from compiler.gate.reports import to_json_text, to_markdown, to_text
 from passes.errors import ExitCode, GateFailed, InputError
@@ -79,7 +82,7 @@ def test_a_card_without_contents_is_said(calibration: Any) -> None:
         (options(min_miou=0.5), False),
         (options(max_drop=1.0), False),
         (options(max_drop=60.0), True),
-        (options(max_memory=100), True),
+        (options(max_memory=100), False),
     ],
 )
 def test_a_gate_that_a_disc_would_pass_is_warned_about(asked: Any, passes: bool) -> None:
@@ -95,6 +98,34 @@ def test_a_gate_that_a_disc_would_pass_is_warned_about(asked: Any, passes: bool)
         bool(judge(measurement(), dataclasses.replace(asked, strict=True), used=(1, "exact")).failed)
         is passes
     )
+
+
+def test_a_gate_that_asks_for_no_accuracy_promises_none() -> None:
+    result = judge(measurement(), options(max_memory=100, strict=True), used=(90, "exact"))
+    assert (result.verdict, result.exit_code) == (Verdict.PASS, ExitCode.FINE)
+    assert "would pass" not in to_text(result)
+
+
+def test_with_few_pictures_a_higher_limit_would_not_tell_more() -> None:
+    result = judge(measurement(pictures=4), options(min_miou=0.5, strict=True))
+    telling = next(one for one in result.cautions if one.name == TELLING)
+    assert telling.found is not None  # nothing is decided, so the disc is not stopped either
+    assert telling.fix == "score at least 10 pictures: with 4 nothing is decided at any limit"
+    enough = judge(measurement(pictures=10), options(min_miou=0.2))
+    assert "--min-miou well above 0.30" in next(one for one in enough.cautions if one.name == TELLING).fix
+
+
+def test_a_package_without_a_float_network() -> None:
+    made = dataclasses.replace(measurement(), real=None, float_sha256=None)
+    result = judge(made, options(min_miou=0.5, max_memory=100), used=(90, "exact"))
+    assert [one.name for one in result.criteria] == ["min-miou", "max-memory"]
+    assert result.verdict is Verdict.PASS
+    whole = judge(measurement(), options(min_miou=0.5)).criteria[0].found
+    assert dataclasses.astuple(result.criteria[0].found) == pytest.approx(dataclasses.astuple(whole))
+    document = json.loads(to_json_text(result))
+    assert document["networks"]["float"] is document["instances"]["float_iou"] is None
+    assert document["package"]["float_sha256"] is None
+    assert "float network" not in to_text(result) + to_markdown(result)
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
@@ -167,6 +198,17 @@ def test_its_own_report_is_a_baseline(tmp_path: Path) -> None:
     assert [one.verdict for one in worse.criteria] == [Verdict.FAIL, Verdict.FAIL]
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=10)
+def test_against_itself_nothing_is_lost(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    path = tmp_path_factory.mktemp("itself") / "old.json"
+    made = measurement(pictures=30, drop=1.0, seed=seed)
+    path.write_text(to_json_text(judge(made, options(max_drop=1.0))))
+    same = judge(made, options(max_drop=0.0, baseline=path), read_earlier(path)).criteria[1]
+    assert same.verdict is Verdict.PASS
+    assert same.found == Interval(0.0, 0.0, 0.0)
+
+
 def test_the_report_of_evaluate_is_a_baseline(tmp_path: Path) -> None:
     made = measurement()
     path = tmp_path / "evaluated.json"
@@ -215,5 +257,6 @@ def test_json_holds_every_instance() -> None:
     document = json.loads(to_json_text(judge(made, options(0.5))))
     assert document["verdict"] == "pass"
     assert document["instances"]["annotation_ids"] == made.annotation_ids.tolist()
-    np.testing.assert_allclose(document["instances"]["int8_iou"], made.int8, atol=1e-6)
+    np.testing.assert_array_equal(document["instances"]["int8_iou"], made.int8)
+    np.testing.assert_array_equal(document["instances"]["float_iou"], made.real)
     assert document["options"]["seed"] == 0
