@@ -24,8 +24,8 @@ from compiler.dialect import output_grid
 from compiler.inspection.engines import ENGINES, open_engine
 from compiler.inspection.layers import quantized_layers
 from compiler.inspection.opened_package import OpenedPackage
+from compiler.inspection.partly_quantized import KINDS, partly_quantized
 from compiler.inspection.recording import read_recording
-from compiler.inspection.sensitivity import KINDS, partly_quantized
 from compiler.simulator.fixedpoint import Grid
 from compiler.simulator.reference import quantized_values
 from passes.errors import InputError

@@ -1,8 +1,7 @@
 """Where the accuracy goes: which layer's rounding does how much harm.
 
 The int8 graph runs in onnxruntime as standard operators with some of its quantizers left out
-(`partly_quantized`): a layer without them computes with the float weights, the float bias and unrounded
-results. Four questions are asked, each on the same pictures:
+(`partly_quantized`). Four questions are asked, each on the same pictures:
 
 - everything quantized: the signal-to-noise ratio of each layer's result against float, where it arises;
 - all weights and no activation, and the reverse: the same ratio, so that one sees which of the two does it;
@@ -16,7 +15,7 @@ For several outputs the ratios noise / signal are averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +23,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.agreement import session
-from compiler.dialect import to_standard
-from compiler.inspection.layers import WARNING_DB, quantized_layers
+from compiler.inspection.layers import WARNING_DB
 from compiler.inspection.mask_output import MaskOutput, mask_outputs
+from compiler.inspection.partly_quantized import KINDS, Floats, Part, PartlyQuantizedNetwork
 from passes.errors import InputError
-from passes.graph import const_array, from_proto, real_inputs, set_constant, to_proto
+from passes.graph import real_inputs
 from student.crops import mask_iou
 
 SCHEMA = 1
 """Version of `Sensitivity.to_json`."""
-
-BIASED = ("Conv", "ConvTranspose", "Gemm")
-"""Operators whose third input is a bias, zero where it is missing."""
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -148,77 +141,6 @@ def _json_number(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else round(number, 2)
 
 
-# Partly quantized graphs
-
-Part = tuple[int, str]
-"""Index of a layer (`quantized_layers`), and `weights` or `activations`."""
-
-KINDS = {"both": ("weights", "activations"), "weights": ("weights",), "activations": ("activations",)}
-"""The fields of `Ratios`, and what is quantized for each."""
-
-
-def partly_quantized(
-    model: ir.Model,
-    quantized: Collection[Part],
-    float_model: ir.Model | None = None,
-    read: Collection[str] = (),
-) -> ir.Model:
-    """A vendor-dialect graph in standard operators that keeps some of its quantizers.
-
-    Args:
-        model: the quantized graph.
-        quantized: the parts that keep their quantizers.
-        float_model: the graph it was made from. Where both have a node of one name, what calibration changed
-            in its constants (the bias correction) goes with the quantizers of the layer's weights.
-        read: names of further values to put out.
-    """
-    copy = from_proto(to_proto(model))
-    graph = copy.graph
-    originals = {} if float_model is None else {node.name: node for node in float_model.graph}
-    for index, layer in enumerate(quantized_layers(copy)):
-        if (index, "weights") not in quantized:
-            for quantizer in layer.weights:
-                _drop(graph, quantizer)
-            for node in layer.nodes:
-                if (original := originals.get(node.name)) is not None and original.op_type == node.op_type:
-                    _restore_constants(graph, node, original)
-        if layer.activation is not None and (index, "activations") not in quantized:
-            _drop(graph, layer.activation)
-    values = {value.name: value for node in graph for value in node.outputs}
-    present = {value.name for value in graph.outputs}
-    graph.outputs.extend(values[name] for name in read if name not in present)
-    return to_standard(copy)
-
-
-def _drop(graph: ir.Graph, quantizer: ir.Node) -> None:
-    """Nothing in the place of a quantizer; its result keeps its name."""
-    old = quantizer.outputs[0]
-    passed = ir.Node("", "Identity", [quantizer.inputs[0]], name=f"{quantizer.name}/none")
-    new = passed.outputs[0]
-    new.name, new.dtype, new.shape = old.name, old.dtype or ir.DataType.FLOAT, old.shape
-    old.name = f"{old.name}/dropped"
-    graph.insert_before(quantizer, passed)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    graph.remove(quantizer, safe=True)
-
-
-def _restore_constants(graph: ir.Graph, node: ir.Node, original: ir.Node) -> None:
-    """Gives a node the constants that it had before calibration, a bias that it did not have as zeros."""
-    for index, value in enumerate(node.inputs):
-        changed = const_array(value)
-        if changed is None or changed.dtype != np.float32:
-            continue
-        given = original.inputs[index] if index < len(original.inputs) else None
-        before = const_array(given)
-        if given is None and node.op_type in BIASED and index == 2:
-            before = np.zeros_like(changed)
-        if before is not None and before.shape == changed.shape and not np.array_equal(before, changed):
-            set_constant(graph, node, index, f"{node.name}/float.{index}", before.astype(np.float32))
-
-
-# Measuring
-
-
 def measure_sensitivity(
     model: ir.Model,
     float_model: ir.Model | None,
@@ -235,13 +157,13 @@ def measure_sensitivity(
         float_model: the graph it was made from (`partly_quantized`); None: what is left without quantizers.
         pictures: for each input float32 [N, ...], the integers the sensor delivers.
         name, source: for the report.
-        progress: called with networks run, networks to run, and which one runs.
+        progress: called with networks run, networks to run (each picture anew), and the last one's name.
 
     Raises:
         InputError: no quantizer, no output of real numbers, or values that are not finite.
     """
-    layers = quantized_layers(model)
-    own = [value.name or "" for value in model.graph.outputs if value.dtype in (None, ir.DataType.FLOAT)]
+    network = PartlyQuantizedNetwork(model, float_model)
+    layers, own = network.layers, network.real_outputs
     if not layers or not own:
         raise InputError(
             f"sensitivity of {name}",
@@ -252,31 +174,26 @@ def measure_sensitivity(
     read = list(dict.fromkeys([*(layer.tensor for layer in layers), *own]))
     feeds = _feeds(model, pictures)
     masks = mask_outputs(model)
-
-    def network(quantized: Collection[Part], names: Sequence[str]) -> _Network:
-        return _Network(partly_quantized(model, quantized, float_model, names), names)
-
-    def everything(kind: str) -> set[Part]:
-        return {(index, part) for index in range(len(layers)) for part in KINDS[kind]}
-
-    alone = [
-        (index, kind)
+    whole = {kind: _Harm(read, masks) for kind in KINDS}
+    single = {
+        (index, kind): _Harm(own, masks)
         for index, layer in enumerate(layers)
         for kind in KINDS
         if kind == "both" or (bool(layer.weights) if kind == "weights" else layer.activation is not None)
-    ]
-    runs = len(KINDS) + len(alone)
-    real = network((), read)
-    whole: dict[str, _Harm] = {}
-    for done, kind in enumerate(KINDS):
-        progress(done, runs, f"the whole network, {kind}")
-        whole[kind] = _harm(feeds, map(real, feeds), network(everything(kind), read), masks)
-    truth = [{tensor: values[tensor] for tensor in own} for values in map(real, feeds)]
-    single: dict[Part, _Harm] = {}
-    for done, (index, kind) in enumerate(alone, start=len(KINDS)):
-        progress(done, runs, layers[index].name)
-        quantized = {(index, part) for part in KINDS[kind]}
-        single[index, kind] = _harm(feeds, truth, network(quantized, own), masks)
+    }
+    runs = len(feeds) * (len(whole) + len(single))
+    done = 0
+    for feed in feeds:
+        real = network.run(feed, network.results)
+        for kind, harm in whole.items():
+            progress(done, runs, f"the whole network, {kind}")
+            harm.add(real, network.run(feed, read, network.every(kind)))
+            done += 1
+        each = network.each_outputs(feed, real, [_layer_parts(*key) for key in single])
+        for ((index, _), harm), found in zip(single.items(), each, strict=True):
+            harm.add(real, found)
+            done += 1
+            progress(done, runs, layers[index].name)
     progress(runs, runs, "done")
 
     total = sum(harm.at(own) for (_, kind), harm in single.items() if kind == "both")
@@ -314,64 +231,76 @@ def layers_alone(
 
     Empty where no output is one of real numbers. `progress` is told the layer and the share done.
     """
-    own = [value.name or "" for value in model.graph.outputs if value.dtype in (None, ir.DataType.FLOAT)]
-    if not own:
-        return {}
-    feeds = _feeds(model, pictures)
-    real = _Network(partly_quantized(model, (), float_model), own)
-    truth = [real(feed) for feed in feeds]
-    layers = quantized_layers(model)
-    alone = {}
-    for index, layer in enumerate(layers):
-        if names is None or layer.name in names:
-            progress(layer.name, index / len(layers))
-            quantized = {(index, part) for part in KINDS["both"]}
-            tested = _Network(partly_quantized(model, quantized, float_model), own)
-            alone[layer.name] = _decibels(_harm(feeds, truth, tested, ()).at(own))
-    return alone
+    network = PartlyQuantizedNetwork(model, float_model)
+    alone, feeds = LayersAlone(network, names), _feeds(model, pictures)
+    for number, feed in enumerate(feeds):
+
+        def tell(name: str, share: float, before: int = number) -> None:
+            progress(name, (before + share) / len(feeds))
+
+        alone.add(feed, network.run(feed, network.results), tell)
+    return alone.decibels()
 
 
-class _Network:
-    """A standard graph in onnxruntime: a feed in, the values of `names` by name out."""
+class LayersAlone:
+    """`LayerSensitivity.alone.both` of a network's layers, picture by picture."""
 
-    def __init__(self, model: ir.Model, names: Sequence[str]) -> None:
-        self._session, self._names = session(model), list(names)
+    def __init__(self, network: PartlyQuantizedNetwork, names: Collection[str] | None = None) -> None:
+        """Of the layers in `names`, None for all; of none where no output is one of real numbers."""
+        self._network = network
+        self._harms = {
+            index: _Harm(network.real_outputs, ())
+            for index, layer in enumerate(network.layers)
+            if network.real_outputs and (names is None or layer.name in names)
+        }
 
-    def __call__(self, feed: Mapping[str, Floats]) -> dict[str, Floats]:
-        values = self._session.run(self._names, dict(feed))
+    def add(
+        self,
+        feed: Mapping[str, Floats],
+        real: Mapping[str, Floats],
+        progress: Callable[[str, float], None] = lambda name, share: None,
+    ) -> None:
+        """One picture; `real` of `PartlyQuantizedNetwork.outputs_of`, `progress` of `layers_alone`."""
+        network, choices = self._network, [_layer_parts(index, "both") for index in self._harms]
+        each = network.each_outputs(feed, real, choices)
+        for done, ((index, harm), found) in enumerate(zip(self._harms.items(), each, strict=True), start=1):
+            harm.add(real, found)
+            progress(network.layers[index].name, done / len(choices))
+
+    def decibels(self) -> dict[str, float]:
+        """By layer."""
         return {
-            name: _finite(name, np.asarray(value)) for name, value in zip(self._names, values, strict=True)
+            self._network.layers[index].name: _decibels(harm.at(self._network.real_outputs))
+            for index, harm in self._harms.items()
         }
 
 
-@dataclass(frozen=True)
-class _Harm:
-    """Powers, summed over all pictures and elements, by tensor; and the mean IoU of the masks."""
+def _layer_parts(index: int, kind: str) -> set[Part]:
+    return {(index, part) for part in KINDS[kind]}
 
-    signal: Mapping[str, float]
-    noise: Mapping[str, float]
-    agreement: float | None
+
+class _Harm:
+    """Powers of some tensors, summed over pictures and elements, and the mean IoU of the masks."""
+
+    def __init__(self, tensors: Sequence[str], masks: Sequence[MaskOutput]) -> None:
+        self._masks, self._ious = masks, list[float]()
+        self._signal, self._noise = dict.fromkeys(tensors, 0.0), dict.fromkeys(tensors, 0.0)
+
+    def add(self, real: Mapping[str, Floats], found: Mapping[str, Floats]) -> None:
+        """One picture; InputError for values that are not finite."""
+        for name in self._signal:
+            right, value = _finite(name, real[name]), _finite(name, found[name])
+            self._signal[name] += _power(right)
+            self._noise[name] += _power(value - right)
+        self._ious += [mask_iou(real[m.name] > m.level, found[m.name] > m.level) for m in self._masks]
 
     def at(self, tensors: Sequence[str]) -> float:
         """Noise over signal, the mean over tensors; a tensor without signal counts as one of unit power."""
-        return float(np.mean([self.noise[tensor] / (self.signal[tensor] or 1.0) for tensor in tensors]))
+        return float(np.mean([self._noise[tensor] / (self._signal[tensor] or 1.0) for tensor in tensors]))
 
-
-def _harm(
-    feeds: Sequence[Mapping[str, Floats]],
-    truth: Iterable[Mapping[str, Floats]],
-    tested: _Network,
-    masks: Sequence[MaskOutput],
-) -> _Harm:
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
-    ious = []
-    for feed, real in zip(feeds, truth, strict=True):
-        for name, found in (values := tested(feed)).items():
-            signal[name] = signal.get(name, 0.0) + _power(real[name])
-            noise[name] = noise.get(name, 0.0) + _power(found - real[name])
-        ious += [mask_iou(real[m.name] > m.level, values[m.name] > m.level) for m in masks]
-    return _Harm(signal, noise, float(np.mean(ious)) if ious else None)
+    @property
+    def agreement(self) -> float | None:
+        return float(np.mean(self._ious)) if self._ious else None
 
 
 def _feeds(model: ir.Model, pictures: Sequence[Floats]) -> list[dict[str, Floats]]:

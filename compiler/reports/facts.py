@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from calib.representative import RepresentativeSet, delivered
 from compiler.agreement import agreement_by_picture, session
 from compiler.dialect import activation_grid
-from compiler.inspection.layers import Layer, quantized_layers
+from compiler.inspection.layers import Layer
 from compiler.inspection.mask_output import MaskOutput, mask_outputs
-from compiler.inspection.sensitivity import KINDS, layers_alone, partly_quantized
+from compiler.inspection.partly_quantized import PartlyQuantizedNetwork
+from compiler.inspection.sensitivity import LayersAlone
 from compiler.simulator.fixedpoint import Grid
 from passes.errors import EnvironmentFault, InputError
 from passes.graph import real_inputs, static_shape
@@ -190,33 +191,31 @@ def measure_facts(
     """
     names = [value.name or "" for value in real_inputs(quantized.graph)]
     feeds = _feeds(quantized, names, sets)
-    layers = quantized_layers(quantized)
-    outputs = [value.name or "" for value in quantized.graph.outputs]
+    network = PartlyQuantizedNetwork(quantized, float_model)
+    layers, output = network.layers, quantized.graph.outputs[0].name or ""
+    engine, int8 = _int8_network(quantized, network)
+    measured, alone = [_Tensor() for _ in layers], LayersAlone(network)
     tensors = [layer.tensor for layer in layers]
-    engine, int8 = _int8_network(quantized, float_model, list(dict.fromkeys([*tensors, *outputs])))
-    real = _standard(quantized, (), float_model, list(dict.fromkeys([*tensors, *outputs])))
-    measured = [_Tensor() for _ in layers]
-    for index, feed in enumerate(feeds[:LAYER_PICTURES]):
-        progress("ranges and noise of each layer", index / LAYER_PICTURES)
-        truth, found = real(feed), int8(feed)
+    chosen = feeds[:LAYER_PICTURES]
+    for number, feed in enumerate(chosen):
+
+        def tell(name: str, share: float, before: int = number) -> None:
+            progress(f"what {name} costs alone", (before + share) / len(chosen))
+
+        truth, found = network.run(feed, network.results), int8(feed, tensors)
         for layer, one in zip(layers, measured, strict=True):
             one.add(truth[layer.tensor], found[layer.tensor], _grid(layer))
-    alone = layers_alone(
-        quantized,
-        float_model,
-        [delivered(one.held_out[:LAYER_PICTURES], one.contract) for one in sets],
-        progress=lambda name, share: progress(f"what {name} costs alone", share),
-    )
-    pairs = _outputs(float_model, int8, feeds, outputs[0])
-    mask = next((one for one in mask_outputs(float_model) if one.name == outputs[0]), None)
+        alone.add(feed, truth, tell)
+    pairs = _outputs(float_model, int8, feeds, output)
+    mask = next((one for one in mask_outputs(float_model) if one.name == output), None)
     both = [np.concatenate([pair[side] for pair in pairs]) for side in (0, 1)]
     _, values = agreement_by_picture(both[0], both[1], 0.0 if mask is None else mask.level)
     return Facts(
         engine,
-        len(feeds[:LAYER_PICTURES]),
-        _layer_facts(quantized, layers, measured, alone),
+        len(chosen),
+        _layer_facts(quantized, layers, measured, alone.decibels()),
         () if values is None else tuple(float(value) for value in values),
-        _overlays(quantized, sets, pairs, outputs[0]),
+        _overlays(quantized, sets, pairs, output),
     )
 
 
@@ -233,28 +232,21 @@ def _feeds(model: ir.Model, names: Sequence[str], sets: Sequence[RepresentativeS
     ]
 
 
-Network = Callable[[Feed], dict[str, Floats]]
+Network = Callable[[Feed, Sequence[str]], dict[str, Floats]]
+"""A feed and the names to read, to real numbers by name."""
 
 
-def _standard(
-    model: ir.Model, parts: Sequence[tuple[int, str]], float_model: ir.Model, read: Sequence[str]
-) -> Network:
-    """The graph with those quantizers only, in onnxruntime."""
-    running = session(partly_quantized(model, parts, float_model, read))
-    return lambda feed: dict(zip(read, running.run(list(read), dict(feed)), strict=True))
-
-
-def _int8_network(model: ir.Model, float_model: ir.Model, read: Sequence[str]) -> tuple[str, Network]:
+def _int8_network(model: ir.Model, network: PartlyQuantizedNetwork) -> tuple[str, Network]:
     """What runs the int8 network, and how: the exact simulator, else onnxruntime."""
     from compiler.inspection.engines import fast_engine
 
     try:
         engine = fast_engine(model)
     except (InputError, EnvironmentFault):  # an operator it does not know, or no C compiler
-        parts = [(index, part) for index in range(len(quantized_layers(model))) for part in KINDS["both"]]
-        return ONNXRUNTIME, _standard(model, parts, float_model, read)
+        everything = network.every("both")
+        return ONNXRUNTIME, lambda feed, read: network.run(feed, read, everything)
 
-    def run(feed: Feed) -> dict[str, Floats]:
+    def run(feed: Feed, read: Sequence[str]) -> dict[str, Floats]:
         found = engine(feed, read)
         return {name: found[name].real().astype(np.float32) for name in read}
 
@@ -274,7 +266,8 @@ class _Tensor:
 
     def add(self, real: Floats, found: Floats, grid: Grid | None) -> None:
         self.signal += float(np.square(real, dtype=np.float64).sum())
-        self.noise += float(np.square(found.astype(np.float64) - real).sum())
+        noise = np.subtract(found, real, dtype=np.float64)
+        self.noise += float(np.square(noise, out=noise).sum())
         self.lowest = min(self.lowest, float(real.min()))
         self.highest = max(self.highest, float(real.max()))
         self.values += real.size
@@ -295,12 +288,12 @@ def _outputs(
     float_model: ir.Model, int8: Network, feeds: Sequence[Feed], output: str
 ) -> list[tuple[Floats, Floats]]:
     """The first output of the float and of the int8 network, [1, ...] for each picture."""
-    running = session(float_model)
+    running = session(float_model, threads=1)  # more would wait actively for work while the int8 network runs
     given, (first, *_) = [value.name for value in running.get_inputs()], running.get_outputs()
     return [
         (
             running.run([first.name], dict(zip(given, feed.values(), strict=True)))[0],
-            int8(feed)[output],
+            int8(feed, [output])[output],
         )
         for feed in feeds
     ]

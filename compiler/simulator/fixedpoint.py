@@ -238,15 +238,17 @@ def to_integers(accumulated: NDArray[Any]) -> IntArray:
     return accumulated.astype(np.int64) if accumulated.dtype == np.float64 else accumulated
 
 
-def round_half_even(numerator: IntArray, denominator: int) -> IntArray:
+def round_half_even(numerator: IntArray, denominator: int | IntArray) -> IntArray:
     """numerator / denominator (positive) rounded to the nearest integer, ties to the even one.
 
     floor(n/d + 1/2) is the nearest integer, and the upper one on a tie; there an odd result steps back.
+    An array of denominators broadcasts.
     """
-    numerator = with_room(numerator, 2 * magnitude(numerator) + 2 * denominator)
+    largest = denominator if isinstance(denominator, int) else magnitude(denominator)
+    numerator = with_room(numerator, 2 * magnitude(numerator) + 2 * largest)
     doubled = 2 * numerator + denominator
     nearest = doubled // (2 * denominator)
-    tie = doubled % (2 * denominator) == 0
+    tie = nearest * (2 * denominator) == doubled
     odd = nearest % 2 == 1
     return np.asarray(np.where(tie & odd, nearest - 1, nearest), dtype=numerator.dtype)
 
@@ -258,4 +260,15 @@ def quantize(a: FixedPoint, step: Fraction, lowest: int, highest: int) -> IntArr
         _scaled(with_room(a.mantissa, magnitude(a.mantissa) * ratio.numerator), ratio.numerator),
         ratio.denominator,
     )
+    return np.asarray(np.minimum(np.maximum(integers, lowest), highest)).astype(np.int64)
+
+
+def quantize_rows(a: FixedPoint, steps: FixedPoint, lowest: int, highest: int) -> IntArray:
+    """`quantize` with a step of its own for each index of the first dimension: steps of shape [C]."""
+    shift = a.exponent - steps.exponent
+    up, down = steps.denominator << max(0, shift), a.denominator << max(0, -shift)
+    bound = 2 * (magnitude(a.mantissa) * up + magnitude(steps.mantissa) * down)
+    numerator = _scaled(with_room(a.mantissa, bound), up)
+    denominator = _scaled(with_room(steps.mantissa, bound), down)
+    integers = round_half_even(numerator, denominator.reshape(-1, *[1] * (a.mantissa.ndim - 1)))
     return np.asarray(np.minimum(np.maximum(integers, lowest), highest)).astype(np.int64)

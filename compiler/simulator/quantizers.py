@@ -78,17 +78,8 @@ def _quantize_weights(call: Call) -> ScaledWeights:
         thresholds.denominator,
     )
     rows = np.moveaxis(weights.mantissa, axis, 0)
-    integers = np.stack(
-        [
-            fp.quantize(
-                FixedPoint(row, weights.exponent, weights.denominator),
-                int(scale.mantissa[channel]) * scale.unit,
-                -(1 << (bits - 1)),
-                (1 << (bits - 1)) - 1,
-            )
-            for channel, row in enumerate(rows)
-        ]
-    )
+    exact = FixedPoint(rows, weights.exponent, weights.denominator)
+    integers = fp.quantize_rows(exact, scale, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
     return ScaledWeights(np.moveaxis(integers, 0, axis), scale, axis)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.simulator.fixedpoint import IntArray
+from compiler.simulator.fixedpoint import IntArray, magnitude, with_room
 
 INT32 = (1 << 31) - 1
 
@@ -70,24 +70,26 @@ class Requantization:
 
 
 def begins(affine: Affine, low: int, high: int, rounding: Rounding) -> IntArray:
-    """The smallest accumulator for each output integer low + 1 .. high: Python integers [C, high - low].
+    """The smallest accumulator for each output integer low + 1 .. high: [C, high - low], exact.
 
     Half to even: k begins where 2(acc g + o) >= (2k - 1) d, and for odd k, whose lower tie goes to k - 1,
     where it is greater. Half up: where it is at least that for every k. Floor: where acc g + o >= k d.
     """
-    outputs = np.array([*range(low + 1, high + 1), None], dtype=object)[:-1]
+    outputs = np.arange(low + 1, high + 1)
+    largest = 4 * (
+        (magnitude(outputs) + 1) * affine.divisor + magnitude(affine.offset) + magnitude(affine.gain)
+    )
+    gain, offset, outputs = (with_room(one, largest) for one in (affine.gain, affine.offset, outputs))
     if rounding is Rounding.FLOOR:
-        targets = outputs * affine.divisor
-        numerators = targets[None, :] - affine.offset[:, None]
-        return np.asarray(-((-numerators) // affine.gain[:, None]), dtype=object)
-    targets = (2 * outputs - 1) * affine.divisor
-    numerators = targets[None, :] - 2 * affine.offset[:, None]
-    doubled = 2 * affine.gain[:, None]
+        numerators = (outputs * affine.divisor)[None, :] - offset[:, None]
+        return np.asarray(-((-numerators) // gain[:, None]))
+    numerators = ((2 * outputs - 1) * affine.divisor)[None, :] - 2 * offset[:, None]
+    doubled = 2 * gain[:, None]
     at_least = -((-numerators) // doubled)
     if rounding is Rounding.HALF_UP:
-        return np.asarray(at_least, dtype=object)
+        return np.asarray(at_least)
     greater = numerators // doubled + 1
-    return np.asarray(np.where((outputs % 2 == 1)[None, :], greater, at_least), dtype=object)
+    return np.asarray(np.where((outputs % 2 == 1)[None, :], greater, at_least))
 
 
 def requantization(

@@ -23,7 +23,7 @@ def rounded(number: Fraction, rounding: Rounding) -> int:
 @st.composite
 def affines(draw: st.DrawFn) -> Affine:
     """Gains from 1/5000 to 40 of a step: random ones, and small fractions that make many ties."""
-    divisor = draw(st.sampled_from([1, 2, 3, 64, 1 << 20, 3 << 23]))
+    divisor = draw(st.sampled_from([1, 2, 3, 64, 1 << 20, 3 << 23, 3 << 51, 1 << 70]))
     gain = draw(st.integers(max(1, divisor // 5000), 40 * divisor))
     offset = draw(st.integers(-300 * divisor, 300 * divisor))
     return Affine(np.array([gain], dtype=object), np.array([offset], dtype=object), divisor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from fractions import Fraction
 from typing import Any
@@ -64,6 +65,20 @@ def test_quantize_is_python_s_own_rounding_of_fractions(a: FixedPoint, exponent:
     assert result.mantissa.tolist() == expected
     assert result.mantissa.dtype == np.int64
     assert result.grid == grid
+
+
+@given(tensors(6), tensors(3), st.sampled_from([2, 4, 8]))
+def test_each_row_has_its_own_step(a: FixedPoint, steps: FixedPoint, bits: int) -> None:
+    steps = dataclasses.replace(steps, mantissa=np.abs(steps.mantissa) + 1)
+    rows = dataclasses.replace(a, mantissa=a.mantissa.reshape(3, 2))
+    lowest, highest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    expected = [
+        min(max(round(x / step), lowest), highest)
+        for x, step in zip(fractions(a), [s for s in fractions(steps) for _ in range(2)], strict=True)
+    ]
+    found = fp.quantize_rows(rows, steps, lowest, highest)
+    assert found.reshape(-1).tolist() == expected
+    assert (found.shape, found.dtype) == ((3, 2), np.int64)
 
 
 @given(st.integers(-(1 << 70), 1 << 70), st.integers(0, 40))
