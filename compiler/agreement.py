@@ -3,8 +3,9 @@
 Both run in onnxruntime on the same delivered integers: the float graph as folded, the quantized graph as it
 goes to the converter (`compiler.dialect`). For one-channel maps the figure is the mean IoU of the masks
 (logit > 0, or probability > 1/2); for maps of several channels the share of pixels with the same winning
-channel; for vectors the share of pictures with the same winner. Beside each stands the signal-to-noise ratio
-of the raw values.
+channel; for vectors the share of pictures with the same winner; for other shapes, and for indices (ArgMax)
+of more than one place a picture, the share of positions with the same winner. Beside each stands the
+signal-to-noise ratio of the raw values.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class OutputAgreement:
 
     Attributes:
         name: the output.
-        measure: what `value` is: mask-iou, pixel-agreement, winner-agreement, or snr-only.
+        measure: what `value` is: mask-iou, pixel-agreement, position-agreement, winner-agreement or snr-only.
         value: 0..1, 1 is full agreement; None for snr-only.
         snr_db: 10 log10(sum float^2 / sum (int8 - float)^2), infinite where they are equal.
     """
@@ -121,13 +122,20 @@ def agreement_by_picture(
 ) -> tuple[str, NDArray[np.float64] | None]:
     """The measure that fits the output, and its value 0..1 for each of N pictures; None for snr-only.
 
-    `level`: a pixel is mask where the value is greater (`MaskOutput.level`).
+    Args:
+        real, quantized: [N, ...]; channels are the second dimension. Integers are indices, winners already.
+        level: a pixel is mask where the value is greater (`MaskOutput.level`).
     """
+    if real.dtype.kind in "iu":
+        same = (real == quantized).reshape(len(real), -1)
+        measure = "position-agreement" if same.shape[1] > 1 else "winner-agreement"
+        return measure, same.mean(axis=1, dtype=np.float64)
     if real.ndim == 4 and real.shape[1] == 1:
         ious = [mask_iou(a > level, b > level) for a, b in zip(real, quantized, strict=True)]
         return "mask-iou", np.array(ious, np.float64)
     if real.ndim >= 2 and real.shape[1] > 1:
-        pixels = real.ndim == 4 and real.shape[2] * real.shape[3] > 1
         same = (real.argmax(axis=1) == quantized.argmax(axis=1)).reshape(len(real), -1)
-        return "pixel-agreement" if pixels else "winner-agreement", same.mean(axis=1, dtype=np.float64)
+        several = "pixel-agreement" if real.ndim == 4 else "position-agreement"
+        measure = several if same.shape[1] > 1 else "winner-agreement"
+        return measure, same.mean(axis=1, dtype=np.float64)
     return "snr-only", None

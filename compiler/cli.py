@@ -26,6 +26,7 @@ from passes.errors import (
     TargetViolation,
     ToolError,
     first_line,
+    system_error,
 )
 
 if TYPE_CHECKING:
@@ -402,8 +403,6 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FINE
     except OSError as error:
-        from compiler.reports.failed_run import system_error
-
         return _fail(system_error(error), error)
     except Exception as error:
         if os.environ.get("PICOSAM2_DEBUG"):

@@ -38,7 +38,7 @@ from compiler.quantizing.options import (
     require_consistent,
 )
 from compiler.reports.failed_run import failed_place, failure_of, remove_failed, write_failed
-from compiler.result import CheckResult, CompileResult, Output, StepTime, VendorFigures
+from compiler.result import CheckResult, CompileResult, Input, Output, StepTime, VendorFigures
 from compiler.versions import PACKAGES, versions
 from passes import graph as graphs
 from passes.errors import InputError, TargetViolation, ToolError, first_line
@@ -729,6 +729,7 @@ def _result(state: State) -> CompileResult:
         equalised=state.equalised,
         calibration=_calibration_card(state),
         check=state.check,
+        inputs=() if loaded is None else _inputs(loaded),
         outputs=() if state.quantized is None else _outputs(state.quantized),
         agreement=state.agreement,
         accuracy=state.accuracy,
@@ -759,6 +760,15 @@ def _vendor_figures(state: State, conversion: Conversion) -> VendorFigures:
         fits=memory.fits,
         tiled=conversion.tiled,
         input_persistency=state.options.input_persistency,
+    )
+
+
+def _inputs(loaded: Loaded) -> tuple[Input, ...]:
+    values = graphs.real_inputs(loaded.model.graph)
+    contracts = input_contracts(loaded.model, loaded.contract)
+    return tuple(
+        Input(value.name or "", graphs.static_shape(value) or (), contract)
+        for value, contract in zip(values, contracts, strict=True)
     )
 
 

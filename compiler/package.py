@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from passes.errors import EnvironmentFault, InputError
+from passes.errors import InputError, system_error
 from passes.graph import sha256
 
 MANIFEST = "manifest.json"
@@ -129,13 +129,14 @@ def write_package(
         facts: further entries of the manifest (versions, seeds, contract, outputs); deterministic.
         form: what the manifest says the folder is.
 
-    Raises EnvironmentFault where the disk fails; then `out` is as it was.
+    Raises `passes.errors.system_error` where it cannot be written: EnvironmentFault without room, else
+    InputError. Then `out` is as it was.
     """
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.absolute().parent))
     except OSError as error:
-        raise _disk(out, error) from error
+        raise system_error(error, f"--out {out}") from error
     try:
         try:
             for name, content in files.items():
@@ -144,7 +145,7 @@ def write_package(
             (beside / MANIFEST).write_text(manifest_text(files, facts, form), encoding="utf-8")
             beside.chmod(0o755)
         except OSError as error:
-            raise _disk(out, error) from error
+            raise system_error(error, f"--out {out}") from error
         _swap(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -167,7 +168,7 @@ def _swap(new: Path, out: Path) -> None:
                     os.rename(old, out)
                 raise
     except OSError as error:
-        raise _disk(out, error) from error
+        raise system_error(error, f"--out {out}") from error
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -191,15 +192,6 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for arrived in caught:
             signal.raise_signal(arrived)
-
-
-def _disk(out: Path, error: OSError) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"--out {out}",
-        f"cannot be written ({error.strerror})",
-        "a disk with room that you may write to",
-        "free it",
-    )
 
 
 def manifest_text(files: Mapping[str, bytes], facts: Mapping[str, Any], form: str = FORMAT) -> str:

@@ -147,6 +147,26 @@ def _latency_json(macs: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One input tensor, which takes integers.
+
+    Attributes:
+        name, shape: of the ONNX graph's input.
+        contract: its own (`compiler.frontend.input_contracts`): only of pictures it is the declared one.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    contract: InputContract
+
+    @property
+    def integers(self) -> str:
+        """`RGB, integers -128 to 127`."""
+        one = self.contract
+        return f"{one.colour_order}, integers {one.lowest} to {one.highest}"
+
+
+@dataclass(frozen=True)
 class Output:
     """One output tensor as the device delivers it: real value = integer * step.
 
@@ -254,6 +274,7 @@ class CompileResult:
     facts: Facts | None = None
     what_if: WhatIf | None = None
     failure: Failure | None = None
+    inputs: tuple[Input, ...] = ()
 
     @property
     def findings(self) -> tuple[Diagnostic, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar
@@ -61,6 +62,19 @@ class GateFailed(ToolError):
     """The accuracy that was asked for is not reached (exit 3)."""
 
     exit_code = ExitCode.GATE
+
+
+def system_error(error: OSError, thing: str = "") -> ToolError:
+    """What the operating system refused: a path of the user's, or a machine without room.
+
+    `thing`: what the user gave, for instance an option with its path; by default the file that is named.
+    """
+    thing, found = thing or str(error.filename or "the file system"), str(error.strerror or error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE):
+        return EnvironmentFault(thing, found, "a machine with room", "free it, then run the command again")
+    return InputError(
+        thing, found, "a path that can be read and written", "correct the path or its permissions"
+    )
 
 
 class TargetViolation(ToolError):

@@ -51,6 +51,9 @@ python3 -m on_the_pi.check --replay found.npz     # the same comparison, without
 picosam2 diff PACKAGE fast device-check/found.npz # where the differences lie
 ```
 
+Where the chip's outputs are no integers of this network, so that nothing can be compared, `found.npz` holds
+them as the camera gave them; `--replay` reads that too, `picosam2 diff` does not.
+
 Please report the result with `found.npz`: no chip has confirmed the numerics yet.
 
 ## Files
@@ -58,7 +61,8 @@ Please report the result with `found.npz`: no chip has confirmed the numerics ye
 - `check.json`: input, outputs (shape, order, step, sign), mask, prompt protocol
 - `{inputs}`: the inputs as the network reads them: {how}
 {expected}
-- `on_the_pi/`: Python with numpy and picamera2 only. `outputs.py` is a typed reader for your own programs
+- `on_the_pi/`: Python with numpy and picamera2 only (the demo writes pictures with PIL, which picamera2
+  itself depends on). `outputs.py` is a typed reader for your own programs
 
 ```python
 from pathlib import Path
@@ -93,7 +97,8 @@ python3 -m on_the_pi.demo ../{network}-rpk/network.rpk {prompt}
 It sets the sensor's region of interest so that the network sees what the prompt protocol shows
 ({protocol}), and writes pictures with the mask drawn in. Points and boxes are pixels of the written picture,
 640x480 as the pictures that the shipped networks learnt from. At its edge the window is moved inside: the
-sensor has no pixels there to pad with.
+sensor has no pixels there to pad with. The demo ends with a message where the driver did not take the region
+(picamera2 only prints that); what the sensor makes of a region it took cannot be read back.
 """
 
 _NO_CHECK = """# device-check

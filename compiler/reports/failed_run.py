@@ -6,7 +6,6 @@ compile that succeeds takes it away. A folder of that name that is not ours is n
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from passes.errors import (
     TargetViolation,
     ToolError,
     first_line,
+    system_error,
 )
 
 FORMAT = "picosam2-compile failed run"
@@ -70,16 +70,6 @@ def failure_of(error: BaseException, step: str, purpose: str) -> Failure:
     )
 
 
-def system_error(error: OSError) -> ToolError:
-    """What the operating system refused: a path of the user's, or a machine without room."""
-    thing, found = str(error.filename or "the file system"), str(error.strerror or error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE):
-        return EnvironmentFault(thing, found, "a machine with room", "free it, then run the command again")
-    return InputError(
-        thing, found, "a path that can be read and written", "correct the path or its permissions"
-    )
-
-
 def failed_place(out: Path) -> Path:
     """Where the reports of a failed compile to `out` lie."""
     return out.with_name(f"{out.name}.failed")
@@ -100,7 +90,7 @@ def write_failed(out: Path, result: CompileResult, model: Path, created: str) ->
     for names in (tuple(files), *SMALLER):  # report.html is the first of all
         try:
             write_package(place, {name: files[name] for name in names}, _facts(result), FORMAT)
-        except EnvironmentFault:
+        except (EnvironmentFault, InputError):
             continue
         return place / names[0]
     return None

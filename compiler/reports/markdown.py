@@ -16,7 +16,6 @@ from compiler.reports.terminal import (
 )
 from compiler.reports.verdict import verdict
 from compiler.result import CheckResult, CompileResult
-from passes.contract import InputContract
 from passes.diagnostics import Diagnostic
 
 WEAKEST = 5
@@ -46,7 +45,7 @@ def to_markdown(result: CompileResult, created: str) -> str:
     lines += _failure_lines(result)
     lines += _finding_lines(result.findings)
     lines += [*_memory_lines(result), *_quantizer_lines(result), *_layer_lines(result)]
-    lines += [*_contract_lines(result.contract), *_output_lines(result)]
+    lines += [*_input_lines(result), *_output_lines(result)]
     seconds = sum(step.seconds for step in result.steps)
     lines.append(
         f"{_text(result.model_name)} ({result.model_kind or 'not read'}, SHA-256 "
@@ -131,13 +130,19 @@ def _layer_lines(result: CompileResult) -> list[str]:
     ]
 
 
-def _contract_lines(contract: InputContract | None) -> list[str]:
-    if contract is None:
+def _input_lines(result: CompileResult) -> list[str]:
+    if (contract := result.contract) is None:
         return []
+    lines = ["## Input and outputs", ""]
+    if len(result.inputs) > 1:
+        lines += [
+            f"The network has {len(result.inputs)} inputs:",
+            "",
+            *(f"- {_text(one.name)}: {shape_text(one.shape)}, {one.integers}" for one in result.inputs),
+            "",
+        ]
     shape = f"{contract.channels}x{contract.height}x{contract.width}, {contract.colour_order}"
-    lines = [
-        "## Input and outputs",
-        "",
+    lines += [
         f"Input {shape}; for sensor pixel p the network takes q, which stands for the real x:",
         "",
         "| p | q | x per channel |",

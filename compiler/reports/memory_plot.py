@@ -41,7 +41,11 @@ def alive(memory: MemoryForecast, step: int) -> tuple[TensorRow, ...]:
 
 
 def memory_plot(memory: MemoryForecast) -> str:
-    """An SVG with a title and a description; colours and patterns come from the page's style sheet."""
+    """An SVG with a title and a description; the colours come from the page's style sheet.
+
+    Without colour the parts are told apart by their order in the stack, which the key names, and the peak by
+    its mark and label.
+    """
     stack = levels(memory)
     if not stack:
         return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -151,9 +152,12 @@ def _physical(finding: Diagnostic, model_file: str, root: str) -> dict[str, Any]
 
 
 def _artifact(file: str, root: str) -> dict[str, str]:
-    """A URI: relative to the root where the file is in it, else absolute."""
-    path = PurePosixPath(file)
-    if root and path.is_absolute() and path.is_relative_to(root):
+    """A URI: relative to the root where the file is in it, else absolute.
+
+    A relative `file` is one of the root's; without a root it stays as it is.
+    """
+    path = PurePosixPath(os.path.normpath(os.path.join(root, file)))
+    if root and path.is_relative_to(root):
         path = path.relative_to(root)
     if path.is_absolute():
         return {"uri": f"file://{quote(str(path))}"}

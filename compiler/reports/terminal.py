@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AGREEMENT_WORDS = {
     "mask-iou": "mean IoU of the float and the int8 mask",
     "pixel-agreement": "pixels whose winning channel is the same",
+    "position-agreement": "positions whose winner is the same",
     "winner-agreement": "pictures whose winner is the same",
     "snr-only": "signal-to-noise ratio",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -202,3 +203,25 @@ def test_an_interrupt_between_the_renames_leaves_a_whole_package(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         package.write_package(out, {"model.onnx": b"new"}, {})
     assert everything(out) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "fix"),
+    [
+        (errno.ENOSPC, EnvironmentFault, "free it"),
+        (errno.EDQUOT, EnvironmentFault, "free it"),
+        (errno.EACCES, InputError, "correct the path or its permissions"),
+        (errno.EROFS, InputError, "correct the path or its permissions"),
+        (errno.ENAMETOOLONG, InputError, "correct the path or its permissions"),
+    ],
+)
+def test_what_the_disk_refuses_is_told_by_its_reason(tmp_path, monkeypatch, number, kind, fix):
+    def refuses(self, data):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", refuses)
+    with pytest.raises(kind, match=fix) as raised:
+        package.write_package(tmp_path / "package", FILES, {})
+    assert raised.value.thing == f"--out {tmp_path / 'package'}"
+    assert raised.value.found == os.strerror(number)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,7 @@
 """What runs on the Raspberry Pi, with Python's standard library, numpy and picamera2 only.
 
+The demo writes its pictures with PIL, which picamera2 itself depends on.
+
 These files are copied into `device-check/` of every package and run there:
 
     python3 -m on_the_pi.check network.rpk

@@ -1,5 +1,7 @@
 """The Raspberry Pi AI Camera with an injected input in the place of the picture.
 
+`streaming` opens the camera for the check and the demo.
+
 Injection is a debug feature of the sensor: the tensor goes to the inference engine past the sensor's own
 image processor. The calls and the meaning of the frame counts are those of Raspberry Pi's own example,
 imx500_object_detection_injection_demo.py. picamera2 has them from 0.3.32 on, the kernel since September 2025
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +32,8 @@ ATTEMPTS = 8
 """Injections of one input before giving up: an answer whose frame was missed is asked for again."""
 
 UPDATE = "sudo apt update && sudo apt full-upgrade, then reboot"
+
+INSTALL = "sudo apt install -y imx500-all python3-picamera2 python3-openexr"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,34 +147,51 @@ def open_camera(network: Path, given: Input) -> Iterator[InjectingCamera]:
 
     Raises Problem where picamera2, the kernel or the camera does not offer it.
     """
-    imx500, picam2_class = _opened(network)
-    picam2 = picam2_class(imx500.camera_num)
-    try:
-        configuration = picam2.create_preview_configuration(
-            controls={"FrameRate": FRAME_RATE, "CnnEnableInputTensor": True}, buffer_count=12
-        )
-        imx500.show_network_fw_progress_bar()
-        picam2.start(configuration, show_preview=False)
+    configuration = {
+        "controls": {"FrameRate": FRAME_RATE, "CnnEnableInputTensor": True},
+        "buffer_count": 12,
+    }
+    with streaming(network, configuration, tensor_injection=True) as (imx500, picam2):
         picam2.capture_metadata()  # streaming: the network is on the chip
         yield InjectingCamera(imx500, picam2, given)
-    finally:
-        picam2.close()
 
 
-def _opened(network: Path) -> tuple[Any, Any]:
+@contextmanager
+def streaming(network: Path, configuration: Mapping[str, Any], **options: bool) -> Iterator[tuple[Any, Any]]:
+    """picamera2's `IMX500` and its started `Picamera2`, with `network` loaded; closed afterwards.
+
+    Args:
+        configuration: arguments of `Picamera2.create_preview_configuration`.
+        options: further arguments of `IMX500`.
+
+    Raises Problem where `network`, picamera2 or the camera is missing or refuses.
+    """
+    if not network.is_file():
+        raise Problem(
+            str(network),
+            "no such file",
+            "network.rpk, made from this package's packerOut.zip",
+            "imx500-package -i packerOut.zip -o FOLDER writes FOLDER/network.rpk",
+        )
     try:
         from picamera2 import Picamera2  # type: ignore[import-not-found]
         from picamera2.devices import IMX500  # type: ignore[import-not-found]
     except ImportError as error:
-        raise Problem(
-            "picamera2",
-            str(error),
-            "a Raspberry Pi with picamera2",
-            "sudo apt install -y imx500-all python3-picamera2 python3-openexr",
-        ) from error
-    try:
-        return IMX500(str(network), tensor_injection=True), Picamera2
-    except TypeError as error:
-        raise Problem("picamera2", "knows no input injection", "0.3.32 or later", UPDATE) from error
-    except RuntimeError as error:
-        raise Problem("camera", str(error), "an AI Camera whose driver takes inputs", UPDATE) from error
+        raise Problem("picamera2", str(error), "a Raspberry Pi with picamera2", INSTALL) from error
+    with ExitStack() as opened:
+        try:
+            imx500 = IMX500(str(network), **options)
+            picam2 = Picamera2(imx500.camera_num)
+            opened.callback(picam2.close)
+            imx500.show_network_fw_progress_bar()
+            picam2.start(picam2.create_preview_configuration(**configuration), show_preview=False)
+        except TypeError as error:
+            raise Problem("picamera2", str(error), "picamera2 0.3.32 or later", UPDATE) from error
+        except Exception as error:  # of picamera2, libcamera, the driver or the archive in the file
+            raise Problem(
+                "camera",
+                f"{type(error).__name__}: {error}",
+                f"an AI Camera that no other program uses, whose driver takes {network.name}",
+                f"close other programs that use the camera; {UPDATE}",
+            ) from error
+        yield imx500, picam2

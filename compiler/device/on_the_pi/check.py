@@ -4,13 +4,14 @@
     python3 -m on_the_pi.check network.rpk --record found.npz   # and keep what the chip put out
     python3 -m on_the_pi.check --replay found.npz               # the same comparison, anywhere
 
-Exit code 0: all integers are equal to those of one of the numerics, which is named. 1: they are not, or the
-check could not run.
+Exit code 0: all integers are equal to those of one of the numerics, which is named. 1: they are not, the
+check could not run, or its recording could not be written.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .camera import Answer, Camera, open_camera
-from .outputs import Facts, Integers, Output, Problem, place, read_arrays, read_facts
+from .outputs import SAME_NETWORK, Facts, Integers, Output, Problem, place, read_arrays, read_facts
 
 FOLDER = Path(__file__).resolve().parents[1]
 """device-check/, where this file lies in a package."""
+
+RAW = "input {}, tensor {}"
+"""Name of a tensor in a recording of answers that are no integers of this network: as the camera gave it, in
+the camera's order."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +92,45 @@ class Verdict:
 
 
 class Replay:
-    """A camera that answers with recorded integers, one set for each input in turn.
+    """A camera that answers with what `--record` kept, one set for each input in turn.
 
     Args:
-        recorded: [N, ...] by output name, as `--record` writes them.
+        recorded: integers [N, ...] by output name, or the camera's tensors under `RAW` names.
+
+    Raises Problem for a recording of another network.
     """
 
     def __init__(self, facts: Facts, recorded: Mapping[str, Integers]) -> None:
-        missing = [output.name for output in facts.outputs if output.name not in recorded]
-        if missing:
-            raise Problem("recording", f"no output {missing[0]}", "all outputs", "record again")
+        for output in () if RAW.format(0, 0) in recorded else facts.outputs:
+            array = recorded.get(output.name)
+            if array is None:
+                raise Problem("recording", f"no output {output.name}", "all outputs", "record again")
+            if array.dtype.kind not in "iu" or array.shape[1:] != output.shape:
+                raise Problem(
+                    f"recording, output {output.name}",
+                    f"{array.dtype} {list(array.shape)}",
+                    f"integers [N, {', '.join(map(str, output.shape))}]",
+                    SAME_NETWORK,
+                )
         self._outputs, self._recorded, self._next = facts.outputs, recorded, 0
         self._listing = facts.listings[0]
 
     def run(self, integers: Integers) -> Answer:
         number, self._next = self._next, self._next + 1
+        raw: list[NDArray[Any]] = []
+        while (name := RAW.format(number, len(raw))) in self._recorded:
+            raw.append(self._recorded[name])
+        if raw:
+            return Answer(tuple(raw), None, None)
         outputs = []
         for index in self._listing:
             output = self._outputs[index]
-            recorded = self._recorded[output.name]
-            if number >= len(recorded):
-                raise Problem("recording", f"{len(recorded)} inputs", "one for each input", "record again")
-            outputs.append(recorded[number].astype(np.float64) * output.step)
+            count = len(self._recorded.get(output.name, ()))
+            if number >= count:
+                raise Problem(
+                    "recording", f"{max(count, number)} inputs", "one for each input", "record again"
+                )
+            outputs.append(self._recorded[output.name][number].astype(np.float64) * output.step)
         return Answer(tuple(outputs), None, None)
 
 
@@ -260,20 +283,66 @@ def lines(facts: Facts, verdict: Verdict) -> list[str]:
 def check(folder: Path, network: Path | None, replay: Path | None, record: Path | None) -> bool:
     """Run and print the check; whether all integers are equal. Raises Problem where it cannot run."""
     facts = read_facts(folder)
-    inputs = read_arrays(folder / facts.inputs)[facts.input.name]
-    expected = [(one.numerics, read_arrays(folder / one.file)) for one in facts.expected]
+    inputs = _arrays(folder / facts.inputs, [facts.input.name])[facts.input.name]
+    names = [output.name for output in facts.outputs]
+    expected = [(one.numerics, _arrays(folder / one.file, names)) for one in facts.expected]
     if replay is not None:
         answers = run(inputs, Replay(facts, read_arrays(replay)))
     else:
         assert network is not None  # the command line demands one of the two
         with open_camera(network, facts.input) as camera:
             answers = run(inputs, camera)
-    verdict = judge(facts, inputs, answers, expected)
+    try:
+        verdict = judge(facts, inputs, answers, expected)
+    except Problem:
+        if record is not None:
+            try:
+                _write(record, {facts.input.name: inputs, **_raw(answers)})
+                print(f"{record} holds what the camera put out, as it came", flush=True)
+            except Problem as unwritten:
+                print(f"error: {unwritten}", file=sys.stderr)
+        raise
+    print("\n".join(lines(facts, verdict)), flush=True)
     if record is not None:
-        kept: dict[str, Any] = {facts.input.name: inputs, **verdict.found}
-        np.savez_compressed(record, **kept)
-    print("\n".join(lines(facts, verdict)))
+        _write(record, {facts.input.name: inputs, **verdict.found})
     return bool(verdict.agreeing)
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, Integers]:
+    """A file of the package. Raises Problem where it cannot be read or an array is not in it."""
+    arrays = read_arrays(path)
+    for name in names:
+        if name not in arrays:
+            raise Problem(f"{path}", f"no array {name}", "a file of the package", "copy device-check whole")
+    return arrays
+
+
+def _raw(answers: Sequence[Answer]) -> dict[str, Integers]:
+    return {
+        RAW.format(number, place): values
+        for number, answer in enumerate(answers)
+        for place, values in enumerate(answer.outputs)
+    }
+
+
+def _write(path: Path, arrays: Mapping[str, Integers]) -> None:
+    """An .npz, whole or not at all. Raises Problem where it cannot be written."""
+    part = path.with_name(f".{path.name}.part")
+    kept: dict[str, Any] = dict(arrays)
+    try:
+        try:
+            with part.open("wb") as stream:
+                np.savez_compressed(stream, **kept)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise Problem(
+            f"--record {path}",
+            f"cannot be written ({error.strerror or error})",
+            "a file in a folder that exists and has room",
+            "give another --record and run again",
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

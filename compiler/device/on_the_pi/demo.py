@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .camera import UPDATE, streaming
 from .check import FOLDER
 from .outputs import Facts, Problem, read_facts
 
@@ -134,26 +135,43 @@ def prompt_window(
     return inside(point_window(x, y, facts.input.height), width, height)
 
 
+def set_region(imx500: Any, region: tuple[int, int, int, int]) -> None:
+    """Make the network see `region`: left, top, width and height in sensor pixels.
+
+    `IMX500.set_inference_roi_abs` prints what the driver refuses and raises nothing, but keeps in
+    `config["roi"]`, clipped to the sensor, the last region that the driver took (picamera2's imx500.py).
+    What the sensor itself does with it cannot be read back.
+
+    Raises Problem where the driver did not take it.
+    """
+    imx500.set_inference_roi_abs(region)
+    kept = imx500.config.get("roi")
+    taken = None if kept is None else (kept.x, kept.y, kept.width, kept.height)
+    if taken is None or any(abs(a - b) > 1 for a, b in zip(taken, region, strict=True)):
+        raise Problem(
+            "region of interest",
+            f"the driver's is {'not known' if taken is None else list(taken)}",
+            f"{list(region)} (left, top, width, height); picamera2 prints above what the driver refused",
+            UPDATE,
+        )
+
+
 def show(network: Path, chosen: argparse.Namespace, facts: Facts) -> None:
     """Run the camera and write the pictures. Raises Problem where it cannot."""
     try:
-        from picamera2 import Picamera2  # type: ignore[import-not-found]
-        from picamera2.devices import IMX500  # type: ignore[import-not-found]
         from PIL import Image
     except ImportError as error:
         raise Problem(
-            "picamera2", str(error), "a Raspberry Pi", "sudo apt install -y imx500-all python3-picamera2"
+            "Pillow", str(error), "what picamera2 needs too", "sudo apt install -y python3-pil"
         ) from error
     size = chosen.size
     window = prompt_window(facts, chosen.point, chosen.box, *size)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    imx500 = IMX500(str(network))
-    picam2 = Picamera2(imx500.camera_num)
-    try:
-        configuration = picam2.create_preview_configuration(main={"size": size})
-        imx500.show_network_fw_progress_bar()
-        picam2.start(configuration, show_preview=False)
-        imx500.set_inference_roi_abs(on_sensor(window, size, picam2.capture_metadata()["ScalerCrop"]))
+    with streaming(network, {"main": {"size": size}}) as (imx500, picam2):
+        try:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(error) from error
+        set_region(imx500, on_sensor(window, size, picam2.capture_metadata()["ScalerCrop"]))
         written = waited = 0
         for _ in range(SETTLE):
             picam2.capture_metadata()
@@ -172,13 +190,18 @@ def show(network: Path, chosen: argparse.Namespace, facts: Facts) -> None:
                 continue
             mask = mask_in(facts, tuple(values))
             path = chosen.out / f"{written:04d}.png"
-            Image.fromarray(painted(picture, mask, window)).save(path)
+            try:
+                Image.fromarray(painted(picture, mask, window)).save(path)
+            except OSError as error:
+                raise _unwritable(error) from error
             times = imx500.get_kpi_info(metadata)
             said = "" if times is None else f", network {times[0]:.2f} ms, DSP {times[1]:.2f} ms"
             print(f"{path}: {mask.mean():.1%} of the window{said}")
             written += 1
-    finally:
-        picam2.close()
+
+
+def _unwritable(error: OSError) -> Problem:
+    return Problem("--out", str(error), "a folder that can be written", "give another --out")
 
 
 def _numbers(count: int, separator: str = ",") -> Any:

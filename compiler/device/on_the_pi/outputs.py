@@ -7,6 +7,8 @@ dnnParams.xml). Steps are powers of two, so the integers come back exactly.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,17 +190,16 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """Raises Problem where check.json is absent or of another version."""
+    """Raises Problem where check.json is absent, damaged or of another version."""
     try:
-        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return facts_from(json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise Problem(
             f"{folder / FACTS}",
-            f"cannot be read ({error})",
+            f"cannot be read ({type(error).__name__}: {error})",
             "a file of the package",
             "copy device-check whole",
         ) from error
-    return facts_from(content)
 
 
 def facts_from(content: Mapping[str, Any]) -> Facts:
@@ -239,7 +240,7 @@ def read_arrays(path: Path) -> dict[str, Integers]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise Problem(
             f"{path}", f"cannot be read ({error})", "an .npz of integers", "copy it again"
         ) from error

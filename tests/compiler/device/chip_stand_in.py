@@ -8,15 +8,26 @@ outputs over in the frame that it named, as floats flattened with the first dime
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+import sys
+import types
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from compiler.simulator.engine import Program
 
 DELAY = 5
 """Frames between an injection and its outputs."""
+
+
+def install(monkeypatch: pytest.MonkeyPatch, imx500: Callable[..., Any], picam2: Callable[..., Any]) -> None:
+    """Makes two stand-ins what `picamera2` and `picamera2.devices` give."""
+    library, devices = types.ModuleType("picamera2"), types.ModuleType("picamera2.devices")
+    library.Picamera2, devices.IMX500 = picam2, imx500
+    monkeypatch.setitem(sys.modules, "picamera2", library)
+    monkeypatch.setitem(sys.modules, "picamera2.devices", devices)
 
 
 class ChipStandIn:
@@ -84,7 +95,20 @@ class ChipStandIn:
     def get_kpi_info(metadata: dict[str, Any]) -> tuple[float, float] | None:
         return metadata.get("times")
 
+    @staticmethod
+    def show_network_fw_progress_bar() -> None: ...
+
     # Picamera2
+
+    @staticmethod
+    def create_preview_configuration(**keywords: object) -> dict[str, object]:
+        return keywords
+
+    @staticmethod
+    def start(configuration: dict[str, object], *, show_preview: bool) -> None: ...
+
+    @staticmethod
+    def close() -> None: ...
 
     def capture_metadata(self) -> dict[str, Any]:
         self._count = (self._count + 1 + (self._captures in self._missed)) % 256

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from compiler.device.on_the_pi import demo
 from compiler.device.on_the_pi.demo import Window
 from compiler.device.on_the_pi.outputs import Facts, Input, Mask, Output, Problem
 from student.crops import POINT_NATIVE_96, ROI_PAD10, window
+from tests.compiler.device.chip_stand_in import install
 
 SENSOR = (0, 0, 4056, 3040)
 WHOLE = (2, 0, 4052, 3039)
@@ -105,12 +106,15 @@ class CameraStandIn:
     camera_num = 0
 
     def __init__(self, *arguments: object) -> None:
-        self.frames, self.roi, self.closed = 0, None, False
+        self.frames, self.closed, self.config = 0, False, {}
 
     def show_network_fw_progress_bar(self) -> None: ...
 
     def set_inference_roi_abs(self, roi: tuple[int, int, int, int]) -> None:
         CameraStandIn.last_roi = roi
+        self.config["roi"] = types.SimpleNamespace(
+            **dict(zip(("x", "y", "width", "height"), roi, strict=True))
+        )
 
     def get_outputs(self, metadata: dict[str, object]) -> list[np.ndarray] | None:
         if metadata["frame"] < demo.SETTLE + 3:
@@ -147,15 +151,18 @@ class CameraStandIn:
         self.closed = True
 
 
-def test_the_demo_writes_pictures_with_masks(monkeypatch, tmp_path, capsys):
-    devices = types.ModuleType("picamera2.devices")
-    devices.IMX500 = CameraStandIn
-    library = types.ModuleType("picamera2")
-    library.Picamera2 = CameraStandIn
-    monkeypatch.setitem(sys.modules, "picamera2", library)
-    monkeypatch.setitem(sys.modules, "picamera2.devices", devices)
+@pytest.fixture
+def network(monkeypatch, tmp_path) -> Path:
+    """A network.rpk; the package's facts are `facts()`."""
     monkeypatch.setattr(demo, "read_facts", lambda folder: facts())
-    arguments = ["network.rpk", "--point", "320,240", "--frames", "2", "--out", str(tmp_path / "out")]
+    path = tmp_path / "network.rpk"
+    path.write_bytes(b"")
+    return path
+
+
+def test_the_demo_writes_pictures_with_masks(monkeypatch, network, tmp_path, capsys):
+    install(monkeypatch, CameraStandIn, CameraStandIn)
+    arguments = [str(network), "--point", "320,240", "--frames", "2", "--out", str(tmp_path / "out")]
     assert demo.main(arguments) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png"]
     assert CameraStandIn.last_roi == (1724, 1216, 608, 608)
@@ -163,3 +170,58 @@ def test_the_demo_writes_pictures_with_masks(monkeypatch, tmp_path, capsys):
     picture = np.asarray(Image.open(tmp_path / "out" / "0001.png"))
     assert (picture[240, 280] != 100).any()
     assert (picture[240, 360] == 100).all()
+
+
+def problem(capsys, *arguments: object) -> str:
+    """The one message that the demo ends with."""
+    assert demo.main([str(one) for one in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    return said
+
+
+def test_a_camera_that_cannot_be_opened_is_one_message(monkeypatch, network, tmp_path, capsys):
+    def refuses(*arguments: object) -> None:
+        raise RuntimeError("Requested camera dev-node not found")
+
+    install(monkeypatch, refuses, CameraStandIn)
+    assert "dev-node not found" in problem(capsys, network)
+    install(monkeypatch, CameraStandIn, refuses)
+    assert "close other programs" in problem(capsys, network)
+    missing = tmp_path / "missing.rpk"
+    assert problem(capsys, missing).startswith(f"error: {missing}: no such file")
+
+
+def test_a_camera_that_does_not_start_is_closed(monkeypatch, network, capsys):
+    opened = []
+
+    class Busy(CameraStandIn):
+        def start(self, configuration: dict[str, object], *, show_preview: bool) -> None:
+            opened.append(self)
+            raise RuntimeError("Failed to start camera")
+
+    install(monkeypatch, CameraStandIn, Busy)
+    assert "Failed to start camera" in problem(capsys, network)
+    assert [one.closed for one in opened] == [True]
+
+
+@pytest.mark.parametrize("kept", [None, WHOLE], ids=["none", "that of the start"])
+def test_a_region_that_the_driver_does_not_take_ends_the_demo(monkeypatch, network, tmp_path, capsys, kept):
+    """picamera2 prints that, keeps the region before, and goes on."""
+
+    class Deaf(CameraStandIn):
+        def set_inference_roi_abs(self, roi: tuple[int, int, int, int]) -> None:
+            if kept is not None:
+                super().set_inference_roi_abs(kept)
+
+    install(monkeypatch, Deaf, CameraStandIn)
+    said = problem(capsys, network, "--out", tmp_path / "out")
+    assert "region of interest: the driver's is" in said
+    assert "[1724, 1216, 608, 608]" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, network, capsys):
+    install(monkeypatch, CameraStandIn, CameraStandIn)
+    assert "--out" in problem(capsys, network, "--out", network / "masks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500
 from compiler.simulator.reference import run_reference
 from compiler.simulator.requantization import Rounding
 from passes.errors import EnvironmentFault
-from tests.compiler.device.chip_stand_in import ChipStandIn
+from tests.compiler.device.chip_stand_in import ChipStandIn, install
 from tests.compiler.device.device_networks import (
     HEIGHT,
     SHAPE,
@@ -330,12 +331,21 @@ def test_the_script_runs_by_itself_and_its_exit_code_is_the_verdict(folder, fact
     assert "First difference: input 3, output" in different.stdout
 
 
-def test_what_cannot_run_is_one_message_and_exit_code_1(folder, tmp_path):
+def test_what_cannot_run_is_one_message_and_exit_code_1(folder, facts, tmp_path):
     assert "give network.rpk" in command(folder).stderr
     (tmp_path / "broken.npz").write_bytes(b"PK")
+    whole = (folder / "expected-dialect.npz").read_bytes()
+    (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    np.save(tmp_path / "one.npy", np.zeros(3, np.int8))
+    np.savez(tmp_path / "other.npz", **{one.name: np.zeros((4, 2), np.int8) for one in facts.outputs})
+    (tmp_path / "network.rpk").write_bytes(b"")
     for arguments, words in (
-        (["network.rpk"], "picamera2"),
+        ([tmp_path / "network.rpk"], "picamera2"),
+        (["missing.rpk"], "missing.rpk: no such file"),
         (["--replay", tmp_path / "broken.npz"], "cannot be read"),
+        (["--replay", tmp_path / "truncated.npz"], "cannot be read"),
+        (["--replay", tmp_path / "one.npy"], "cannot be read"),
+        (["--replay", tmp_path / "other.npz"], "int8 [4, 2]; expected integers [N, 1, 30, 33]"),
         (["--replay", folder / "inputs.npz"], "no output"),
         (["--replay", folder / "inputs.npz", "--folder", tmp_path], "check.json"),
     ):
@@ -344,6 +354,95 @@ def test_what_cannot_run_is_one_message_and_exit_code_1(folder, tmp_path):
         assert done.stderr.startswith("error: ")
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_package_is_one_message(written, folder, tmp_path):
+    for name, change, words in (
+        ("check.json", lambda content: b"[]", "check.json: cannot be read"),
+        ("check.json", lambda content: content.replace(b'"listings"', b'"lists"'), "listings"),
+        ("inputs.npz", lambda content: content[:-30], "inputs.npz: cannot be read"),
+        ("inputs.npz", lambda content: written["device-check/expected-dialect.npz"], "no array input"),
+    ):
+        package = tmp_path / "package"
+        shutil.copytree(folder, package, dirs_exist_ok=True)
+        (package / name).write_bytes(change((package / name).read_bytes()))
+        done = command(folder, "--replay", folder / "expected-dialect.npz", "--folder", package)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_recording_that_cannot_be_written_costs_no_verdict(folder, facts, tmp_path):
+    recording = folder / facts.expected[5].file
+    done = command(folder, "--replay", recording, "--record", tmp_path / "missing" / "found.npz")
+    assert done.returncode == 1
+    assert f"EQUAL. Every integer is the one of: {facts.expected[5].numerics[0]}" in done.stdout
+    assert done.stderr.startswith("error: --record")
+    assert "No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be_compared_are_recorded_as_they_came(
+    monkeypatch, model, folder, inputs, tmp_path, capsys
+):
+    """A network.rpk of another network with an input of the same kind: its numbers are between the steps."""
+    stand_in = chip(model, DIALECT)
+    real = stand_in.get_outputs
+    monkeypatch.setattr(
+        stand_in, "get_outputs", lambda metadata: (values := real(metadata)) and [one / 3 for one in values]
+    )
+    install(monkeypatch, lambda *_, **__: stand_in, lambda number: stand_in)
+    (tmp_path / "network.rpk").write_bytes(b"")
+    found = tmp_path / "found.npz"
+    given = ["--folder", str(folder), "--record", str(found)]
+    assert pi_check.main([str(tmp_path / "network.rpk"), *given]) == 1
+    said = capsys.readouterr()
+    assert "whole multiples" in said.err
+    assert f"{found} holds what the camera put out" in said.out
+    kept = read_arrays(found)
+    assert np.array_equal(kept["input"], inputs)
+    assert kept["input 3, tensor 1"].shape == FEATURES
+    again = command(folder, "--replay", found)
+    assert again.returncode == 1
+    assert again.stderr == said.err
+    assert pi_check.main(["--replay", str(found), "--folder", str(folder), "--record", str(tmp_path)]) == 1
+    both = capsys.readouterr().err
+    assert "--record" in both
+    assert "whole multiples" in both
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TypeError("unexpected keyword argument 'tensor_injection'"), "0.3.32 or later"),
+        (RuntimeError("dev-node not found"), "camera: RuntimeError: dev-node not found"),
+        (PermissionError(13, "Permission denied"), "camera: PermissionError"),
+    ],
+)
+def test_what_picamera2_raises_is_one_message(monkeypatch, folder, tmp_path, capsys, error, words):
+    def refuses(*_: object, **__: object) -> None:
+        raise error
+
+    install(monkeypatch, refuses, refuses)
+    (tmp_path / "network.rpk").write_bytes(b"")
+    assert pi_check.main([str(tmp_path / "network.rpk"), "--folder", str(folder)]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_the_check_opens_the_camera_and_prints_the_verdict(monkeypatch, model, folder, tmp_path, capsys):
+    stand_in, given = chip(model, DIALECT, listing=(1, 0)), {}
+
+    def imx500(network: str, **options: bool) -> ChipStandIn:
+        given[network] = options
+        return stand_in
+
+    install(monkeypatch, imx500, lambda number: stand_in)
+    (tmp_path / "network.rpk").write_bytes(b"")
+    assert pi_check.main([str(tmp_path / "network.rpk"), "--folder", str(folder)]) == 0
+    assert given == {str(tmp_path / "network.rpk"): {"tensor_injection": True}}
+    assert "EQUAL. Every integer is the one of: dialect" in capsys.readouterr().out
 
 
 def test_the_scripts_need_numpy_and_picamera2_only(written):

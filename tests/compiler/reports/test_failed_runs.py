@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,11 +176,12 @@ def test_on_a_full_disk_what_has_room_is_written(legal, tmp_path, ends_with, mon
     assert any(note.endswith("report.md") for note in error.__notes__), "what is named is there"
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
 def test_where_nothing_can_be_written_the_error_is_still_the_one_told(
-    legal, tmp_path, ends_with, monkeypatch
+    legal, tmp_path, ends_with, monkeypatch, number
 ):
     def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        raise OSError(number, os.strerror(number), str(self))
 
     error = EnvironmentFault("converter", "killed", "to its end", "again")
     ends_with(error)

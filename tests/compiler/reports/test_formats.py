@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
 from html.parser import HTMLParser
@@ -16,7 +17,8 @@ from compiler.reports.json_document import to_json
 from compiler.reports.markdown import check_markdown, to_markdown
 from compiler.reports.sarif import check_sarif, to_sarif
 from compiler.reports.verdict import verdict
-from compiler.result import CompileResult
+from compiler.result import CompileResult, Input
+from passes import contract as contracts
 from tests.compiler.reports.results import HOSTILE, RESULTS, TEN, WHEN, hostile, plain, refused, searched
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "report.schema.json").read_text())
@@ -198,3 +200,20 @@ def test_where_nothing_is_lost_no_layer_loses_most():
 def test_markdown_is_short_enough_for_a_comment():
     assert len(to_markdown(plain(), WHEN).splitlines()) < 60
     assert len(to_markdown(searched(), WHEN).splitlines()) < 70
+
+
+def test_every_input_of_a_network_with_several_is_named():
+    one = plain()
+    assert one.contract is not None
+    first = Input("pixels", (1, 3, 16, 16), one.contract)
+    both = dataclasses.replace(
+        one, inputs=(first, Input("<click>", (1, 2), contracts.raw(2, 1, 1, signed=True)))
+    )
+    lines = ("pixels: 1x3x16x16, RGB, integers -128 to 127", "<click>: 1x2, ANY, integers -128 to 127")
+    page = Page(to_html(both, WHEN))
+    for said in ("".join(page.text), html.unescape(to_markdown(both, WHEN))):
+        assert "The network has 2 inputs" in said
+        assert all(line in said for line in lines)
+    single = dataclasses.replace(one, inputs=(first,))
+    assert to_markdown(single, WHEN) == to_markdown(one, WHEN)
+    assert to_html(single, WHEN) == to_html(one, WHEN)

@@ -206,6 +206,9 @@ def test_ten_results_at_their_modules_with_fingerprints_of_their_own():
     ("line", "place", "start"),
     [
         ("/repo/nets/unet.py:12", {"uri": "nets/unet.py", "uriBaseId": SOURCE_ROOT}, 12),
+        ("nets/../unet.py:12", {"uri": "unet.py", "uriBaseId": SOURCE_ROOT}, 12),
+        ("/repo/../other/unet.py:12", {"uri": "file:///other/unet.py"}, 12),
+        ("../other/unet.py:12", {"uri": "file:///other/unet.py"}, 12),
         ("/else/where it is.py:3", {"uri": "file:///else/where%20it%20is.py"}, 3),
         ("", {"uri": "models/net.onnx", "uriBaseId": SOURCE_ROOT}, 1),
     ],
@@ -218,6 +221,12 @@ def test_a_finding_is_at_the_users_line_else_at_the_model_file(line, place, star
     (found,) = run_of(dataclasses.replace(result, check=check), "/repo/models/net.onnx", "/repo")["results"]
     physical = found["locations"][0]["physicalLocation"]
     assert physical == {"artifactLocation": place, "region": {"startLine": start}}
+
+
+@pytest.mark.parametrize("model", ["net.onnx", "./a/../net.onnx", "../repo/net.onnx", "/repo/net.onnx"])
+def test_the_model_file_is_named_in_one_way(model):
+    (artifact,) = run_of(refused(), model, "/repo")["artifacts"]
+    assert artifact["location"] == {"uri": "net.onnx", "uriBaseId": SOURCE_ROOT}
 
 
 def test_how_a_run_ended_is_a_notification():
