@@ -322,7 +322,7 @@ class Refused(TargetViolation):
         super().__init__(
             f"model {name}",
             f"violates the target in {count} place{'s' * (count != 1)}",
-            "no finding of severity error",
+            "none is allowed",
             "apply the fix of each finding; `picosam2 check MODEL` repeats them in a second",
             check.diagnostics,
         )
