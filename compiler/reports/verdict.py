@@ -224,6 +224,11 @@ def _next_steps(result: CompileResult) -> tuple[str, ...]:
         steps.append("Run the vendor's converter: compile again without --no-convert.")
     else:
         steps.append("Take packerOut.zip to the camera: raspberry-pi.md has the commands.")
+    if _is_masks(result):
+        steps.append(
+            "Score it on your validation set: "
+            "`picosam2 gate PACKAGE --data coco:DIR --min-miou X --max-drop 1`."
+        )
     return tuple(steps)
 
 
