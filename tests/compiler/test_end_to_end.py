@@ -17,6 +17,7 @@ import torch
 
 from compiler.package import UNHASHED, is_package, zip_members
 from student.networks import NETWORKS
+from tests.compiler.reports.results import validate_sarif
 from tests.networks import randomised
 
 PICOSAM2 = Path(sys.executable).parent / "picosam2"
@@ -64,6 +65,7 @@ def test_the_package_is_complete_and_says_what_it_is(shipped):
         "manifest.json", "report.html", "report.json", "report.md", "report.sarif", "converter.log",
         "raspberry-pi.md",
     }  # fmt: skip
+    validate_sarif(json.loads((shipped / "report.sarif").read_text()))
     check = json.loads((shipped / "device-check" / "check.json").read_text())
     assert check["protocol"] == "point-native-96"
     assert len(check["expected"]) == 7, "the inputs tell all numerics apart"

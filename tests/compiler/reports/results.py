@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx_ir as ir
 
@@ -30,7 +33,15 @@ from tests.graphs import model, node
 
 WHEN = "2026-01-02T03:04:05+00:00"
 
+SARIF_SCHEMA = json.loads((Path(__file__).parent / "sarif-2.1.0.schema.json").read_text())
+"""The standard's schema as SchemaStore publishes it (2.1.0-rtm.5), unchanged; a JSON schema of draft 4."""
+
 HOSTILE = "</script><script>alert(1)</script>|`*_&\"'"
+
+
+def validate_sarif(document: dict) -> None:
+    """Raises jsonschema.ValidationError where `document` is no SARIF 2.1.0."""
+    jsonschema.Draft4Validator(SARIF_SCHEMA, format_checker=jsonschema.FormatChecker()).validate(document)
 
 
 @cache

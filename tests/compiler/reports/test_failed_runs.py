@@ -20,7 +20,7 @@ from compiler.reports.failed_run import failed_place
 from passes import contract as contracts
 from passes.errors import EnvironmentFault, InputError, TargetViolation
 from passes.graph import save
-from tests.compiler.reports.results import ten_violations
+from tests.compiler.reports.results import ten_violations, validate_sarif
 from tests.compiler.reports.test_formats import SCHEMA, Page
 from tests.graphs import model, node
 
@@ -60,8 +60,9 @@ def document(out: Path) -> dict:
     assert {path.name for path in folder.iterdir()} == FILES
     found = json.loads((folder / "report.json").read_text())
     jsonschema.validate(found, SCHEMA)
-    sarif = json.loads((folder / "report.sarif").read_text())["runs"][0]
-    assert sarif["invocations"][0]["exitCode"] == found["failure"]["exit_code"]
+    sarif = json.loads((folder / "report.sarif").read_text())
+    validate_sarif(sarif)
+    assert sarif["runs"][0]["invocations"][0]["exitCode"] == found["failure"]["exit_code"]
     page = " ".join(Page((folder / "report.html").read_text()).text)
     assert found["failure"]["fix"] in page
     assert found["failure"]["step"] in (folder / "report.md").read_text()
