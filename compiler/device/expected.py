@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from compiler.simulator.engine import compile_program
 from compiler.simulator.fixedpoint import Grid
 from compiler.simulator.numerics import DIALECT, UNKNOWNS, Numerics
+from compiler.simulator.segments import segment
 from passes.errors import InputError
 
 Integers = NDArray[Any]
@@ -55,11 +56,12 @@ def all_expected(
     """
     pictures = {name: np.ldexp(integers.astype(np.float64), grid.exponent)}
     choices: tuple[Numerics, ...] = (DIALECT, *UNKNOWNS)
+    graph = segment(model)
     answers: list[ExpectedOutputs] = []
     for number, numerics in enumerate(choices):
         progress("expected integers for the chip", number / len(choices))
         try:
-            program = compile_program(model, numerics=numerics)
+            program = compile_program(model, numerics=numerics, graph=graph)
         except InputError as error:
             if numerics == DIALECT:
                 raise

@@ -164,6 +164,7 @@ def compile_program(
     numerics: Numerics = DIALECT,
     threads: int | None = None,
     variant: Variant = "native",
+    graph: Segmented | None = None,
 ) -> Program:
     """Compile a vendor-dialect graph.
 
@@ -172,12 +173,13 @@ def compile_program(
         numerics: the file's exact meaning, or the compiled file's numbers (`compiler.simulator.numerics`).
         threads: of the kernels; None for all cores this process may use.
         variant: of the kernels; all compute the same integers.
+        graph: `segment(model)`, where one model is compiled for several numerics; None cuts it here.
 
     Raises InputError, naming the node, for whatever the simulator does not execute, before the first picture
     (under `imx500` also for layers whose numbers in the compiled file are not known);
     EnvironmentFault where the kernels cannot be built.
     """
-    graph = segment(model)
+    graph = segment(model) if graph is None else graph
     lowered = lower(graph, model, numerics)
     used = len(os.sched_getaffinity(0)) if threads is None else threads
     program = Program(
