@@ -6,6 +6,7 @@ them, so that `--help` answers at once. JSON goes to stdout alone; progress and 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -364,9 +365,11 @@ def compile_main() -> None:
 def _end(code: int) -> NoReturn:
     """End the process; a check does so without first taking its graphs apart node by node.
 
-    With torch come threads and libraries that want to be closed, so it ends as Python ends.
+    With torch come threads and libraries that want to be closed, so it ends as Python ends, but for the
+    search for cycles among what goes anyway.
     """
     if "torch" in sys.modules:
+        gc.freeze()
         sys.exit(code)
     try:
         for stream in (sys.stdout, sys.stderr):
