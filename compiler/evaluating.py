@@ -22,7 +22,7 @@ from compiler.agreement import session
 from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
 from compiler.inspection.mask_output import is_probability
-from compiler.package import calibration_sources, is_package
+from compiler.package import calibration_sources, require_package
 from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500, Numerics
 from passes import graph as graphs
 from passes.contract import InputContract
@@ -285,13 +285,7 @@ class _Contestant:
 def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
     name, calibrated = path.name, tuple[Mapping[str, Any], ...]()
     if path.is_dir():
-        if not is_package(path):
-            raise InputError(
-                f"model {path}",
-                "is a folder, and no package",
-                "a package directory or a file",
-                "name the file",
-            )
+        require_package(path)
         calibrated = calibration_sources(path)
         path = path / (FLOAT_GRAPH if float_graph else INT8_GRAPH)
         name = f"{name}/{path.name}"

@@ -24,6 +24,9 @@ from passes.graph import sha256
 
 MANIFEST = "manifest.json"
 FORMAT = "picosam2-compile package"
+FAILED_RUN = "picosam2-compile failed run"
+"""The format of OUT.failed/ (`compiler.reports.failed_run`)."""
+
 UNHASHED = ("report.html", "report.json", "report.md", "report.sarif", "converter.log")
 """Files with times or paths of the machine in them: they differ between runs, so the manifest names them
 without a checksum."""
@@ -109,6 +112,25 @@ def is_package(folder: Path, form: str = FORMAT) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == form
+
+
+def require_package(folder: Path) -> None:
+    """Raises InputError for a folder that is no package: of something else, or of a compile that failed."""
+    if is_package(folder, FAILED_RUN):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        raise InputError(
+            f"package {folder}",
+            f"is the report of a compile that failed in step {manifest.get('step') or 'unknown'}",
+            "a package, which only a compile that succeeds writes",
+            f"mend what {folder / 'report.md'} says, compile again, and name the package",
+        )
+    if not is_package(folder):
+        raise InputError(
+            f"package {folder}",
+            f"has no {MANIFEST} of ours",
+            "a directory that `picosam2 compile` wrote",
+            "name that directory, or a file in it",
+        )
 
 
 def calibration_sources(folder: Path) -> tuple[Mapping[str, Any], ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ import numpy as np
 from compiler.driver import FLOAT_GRAPH
 from compiler.frontend import load_model
 from compiler.inspection.opened_package import OpenedPackage, open_package
-from compiler.package import MANIFEST, is_package
-from compiler.reports.failed_run import FORMAT as FAILED_RUN
 from passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +100,6 @@ def open_graphs(package: Path) -> Graphs:
         raise InputError(
             f"package {package}", found, "a directory that `picosam2 compile` wrote", "name that directory"
         )
-    _require_package(package)
     opened = open_package(package)
     real = None if opened.float_model is None else load_model(package / FLOAT_GRAPH)
     return Graphs(opened, real, package)
@@ -118,24 +114,6 @@ def require_float(found: Graphs) -> None:
             "the drop against",
             "a package compiled from a float model",
             "ask for --min-miou and --max-memory alone, or compile it from the float model",
-        )
-
-
-def _require_package(folder: Path) -> None:
-    if is_package(folder, FAILED_RUN):
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        raise InputError(
-            f"package {folder}",
-            f"is the report of a compile that failed in step {manifest.get('step') or 'unknown'}",
-            "a package, which only a compile that succeeds writes",
-            f"mend what {folder / 'report.md'} says, compile again, and name the package",
-        )
-    if not is_package(folder):
-        raise InputError(
-            f"package {folder}",
-            f"has no {MANIFEST} of ours",
-            "a directory that `picosam2 compile` wrote",
-            "name that directory",
         )
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
-from compiler.package import MANIFEST, is_package
+from compiler.package import MANIFEST, require_package
 from passes import graph as graphs
 from passes.errors import InputError
 
@@ -43,19 +43,13 @@ def open_package(path: Path) -> OpenedPackage:
     """Read a package directory, or one quantized ONNX file.
 
     Raises:
-        InputError: a folder that is no package, a package without its int8 graph, a file that is no quantized
-            ONNX, or an int8 graph that is not the one the manifest names.
+        InputError: a folder that is no package or of a compile that failed, a package without its int8 graph,
+            a file that is no quantized ONNX, or an int8 graph that is not the one the manifest names.
     """
     if not path.is_dir():
         loaded = load_model(path)
         return OpenedPackage(path.name, _quantized(path, loaded), None, {})
-    if not is_package(path):
-        raise InputError(
-            f"package {path}",
-            f"has no {MANIFEST} of ours",
-            "a directory that `picosam2 compile` wrote, or a quantized .onnx",
-            "name that directory",
-        )
+    require_package(path)
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     int8, real = path / INT8_GRAPH, path / FLOAT_GRAPH
     if not int8.is_file():

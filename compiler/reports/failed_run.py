@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from compiler.package import added_files, is_package, write_package
+from compiler.package import FAILED_RUN, added_files, is_package, write_package
 from compiler.result import CompileResult, Failure
 from passes.errors import (
     EnvironmentFault,
@@ -22,9 +22,6 @@ from passes.errors import (
     first_line,
     system_error,
 )
-
-FORMAT = "picosam2-compile failed run"
-"""Marks a folder as ours, in its manifest.json."""
 
 SMALLER = (("report.md", "report.json", "report.sarif"), ("report.md",))
 """What is tried after everything, where the disk is full; the first is what to read first."""
@@ -89,7 +86,7 @@ def write_failed(out: Path, result: CompileResult, model: Path, created: str) ->
     files = report_files(result, model, created)
     for names in (tuple(files), *SMALLER):  # report.html is the first of all
         try:
-            write_package(place, {name: files[name] for name in names}, _facts(result), FORMAT)
+            write_package(place, {name: files[name] for name in names}, _facts(result), FAILED_RUN)
         except (EnvironmentFault, InputError):
             continue
         return place / names[0]
@@ -114,4 +111,4 @@ def remove_failed(out: Path) -> None:
 
 def _is_ours(place: Path) -> bool:
     """A folder that an earlier failed run wrote, and nobody added anything to."""
-    return is_package(place, FORMAT) and not added_files(place, FORMAT)
+    return is_package(place, FAILED_RUN) and not added_files(place, FAILED_RUN)

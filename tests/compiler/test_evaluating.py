@@ -142,7 +142,7 @@ def test_a_quantized_graph_and_a_package(tmp_path: Path, coco: Path, red: np.nda
     assert result.model.figures.overall.miou.mean == pytest.approx(red.mean())
     package = tmp_path / "package"
     package.mkdir()
-    with pytest.raises(InputError, match="is a folder, and no package"):
+    with pytest.raises(InputError, match=r"has no manifest\.json of ours"):
         scored(package, coco)
     (package / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {}}))
     with pytest.raises(InputError, match=r"has no model_quant\.onnx"):

@@ -14,8 +14,7 @@ from junitparser import JUnitXml
 from calib.representative.content import content_hashes
 from compiler.cli import run
 from compiler.driver import FLOAT_GRAPH
-from compiler.package import write_package
-from compiler.reports.failed_run import FORMAT as FAILED_RUN
+from compiler.package import FAILED_RUN, write_package
 from passes.imx500.memory import forecast_memory
 from tests.compiler.small_packages import float_twin, packaged, red_finder
 from tests.pictures import write_coco

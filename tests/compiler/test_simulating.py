@@ -24,6 +24,7 @@ from compiler.inspection.simulating import (
     trained_protocol,
     upright_size,
 )
+from compiler.package import FAILED_RUN, write_package
 from passes import graph as graphs
 from passes.errors import InputError
 from student.crops import PROTOCOLS, crop, mask_iou, prompt_point, shown
@@ -370,11 +371,13 @@ def test_packages_of_another_kind(tmp_path: Path, picture: Path, capsys: pytest.
         mask_output(open_package(packaged(tmp_path / "two", model)))
     graphs.save(float_twin(red_finder()), tmp_path / "float.onnx")
     (tmp_path / "no package").mkdir()
+    write_package(tmp_path / "failed", {"report.md": b"why"}, {"step": "quantize"}, FAILED_RUN)
     torn = packaged(tmp_path / "torn", red_finder())
     graphs.save(red_finder(32), torn / "model_quant.onnx")
     for path, words in (
         ("float.onnx", "is a float ONNX"),
         ("no package", "has no manifest.json of ours"),
+        ("failed", "is the report of a compile that failed in step quantize"),
         ("torn", "the manifest says"),
         ("nothing", "does not exist"),
     ):
