@@ -128,6 +128,15 @@ def compile_command(
             show_default=False,
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The prompts the network was trained on, point-native-96 or roi-pad10: crops of coco:DIR "
+            "are cut so. Default: what the checkpoint says.",
+            show_default=False,
+        ),
+    ] = None,
     quantizer: Annotated[
         str,
         typer.Option(
@@ -217,6 +226,7 @@ def compile_command(
         calib=calib,
         calib_count=calib_count,
         exclude=exclude,
+        protocol=protocol,
         quantizer=quantizer,
         weight_bits=weight_bits,
         memory_target=memory_target,

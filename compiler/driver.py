@@ -78,6 +78,7 @@ class CompileOptions:
     calib: str = "builtin"
     calib_count: int | None = None
     exclude: str | None = None
+    protocol: str | None = None
     quantizer: str = MCT_PTQ
     weight_bits: str = "8"
     memory_target: int | None = None
@@ -237,10 +238,13 @@ def _run_step(state: State, step: Step, number: int) -> State:
 
 def _preflight(state: State) -> State:
     from compiler.converter import find_converter
+    from student.crops import named_protocol
 
     if state.options.trains:
         asked = f"--quantizer {state.options.quantizer}"
         require_brevitas(asked if state.options.max_drop is None else "--max-drop")
+    if state.options.protocol is not None:
+        named_protocol(state.options.protocol)
     if not state.options.convert:
         return state
     return dataclasses.replace(state, install=find_converter())
@@ -249,6 +253,8 @@ def _preflight(state: State) -> State:
 def _load(state: State) -> State:
     options = state.options
     loaded = load_model(options.model, declared=options.declared, size=options.size)
+    if options.protocol is not None:
+        loaded = dataclasses.replace(loaded, protocol=options.protocol)
     if loaded.kind is ModelKind.QUANTIZED_ONNX:
         _require_plain(options)
         return dataclasses.replace(state, loaded=loaded, quantized=loaded.model)
@@ -338,6 +344,7 @@ def _calibration(state: State) -> State:
     contracts = input_contracts(state.float_model, state.loaded.contract)
     count = options.calib_count or PICTURES
     exclude = content_hashes(options.exclude, progress=state.progress.update) if options.exclude else ()
+    protocol = state.loaded.protocol
 
     def drawn(crops: int, deciding: int = 0) -> tuple[RepresentativeSet, ...]:
         return tuple(
@@ -348,6 +355,7 @@ def _calibration(state: State) -> State:
                 options.seed,
                 deciding=deciding,
                 exclude=exclude,
+                protocol=protocol,
                 progress=state.progress.update,
             )
             for one in contracts
@@ -514,17 +522,18 @@ def _accuracy(state: State) -> Accuracy | str:
 
 def _unscored(state: State) -> str:
     """Why the calibration source says nothing of the network's mIoU; "" where it does."""
-    from calib.representative import COCO_PREFIX
-    from student.crops import POINT_NATIVE_96
+    from calib.representative import COCO_PREFIX, protocol_for
 
     assert state.loaded is not None
-    own, shown = state.loaded.protocol, POINT_NATIVE_96.name
+    own, contract = state.loaded.protocol, state.loaded.contract
     if not state.options.calib.startswith(COCO_PREFIX):
         return "no annotated masks were given (--calib coco:DIR)"
-    if own == shown:
-        return ""
-    other = f"it was trained on {own}" if own else "which one it was trained on is not known"
-    return f"the calibration crops are prompts of {shown}, and {other}"
+    if own is None:
+        return "which prompts it was trained on is not known (--protocol says it)"
+    if own != (shown := protocol_for(contract, own).name):
+        size = f"{contract.width}x{contract.height}"
+        return f"it was trained on {own}, and crops of {size} are prompts of {shown}"
+    return ""
 
 
 def _what_if(state: State) -> WhatIf:

@@ -193,13 +193,12 @@ def evaluate_model(
     Raises:
         InputError: whatever of these cannot be read or does not fit together.
     """
-    from student.crops import PROTOCOLS
+    from student.crops import named_protocol
     from student.cropset import load_crops
     from student.evaluate import average_precision, baselines, difference, figures, iou
     from student.instances import load_instances
 
-    if protocol not in PROTOCOLS:
-        raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
+    named = named_protocol(protocol)
     contestants = [_open(path, declared, float_graph) for path in (model, against) if path is not None]
     if chip and contestants[0].kind != ModelKind.QUANTIZED_ONNX.value:
         raise InputError(
@@ -211,7 +210,7 @@ def evaluate_model(
     if chip and contestants[0].loaded is not None:
         predictor(contestants[0].loaded, threads, UNKNOWNS[0])  # refuse undecoded layers before any picture
     contracts = [(one.file, one.contract) for one in contestants if one.contract is not None]
-    rule = protocol_of_size(PROTOCOLS[protocol], contracts)
+    rule = protocol_of_size(named, contracts)
     stored = [_stored(one, rule.size) if one.loaded is None else None for one in contestants]
     lists = [(only.name, _listed(only))] if only is not None else []
     lists += [(one.file, said.annotation_ids) for one, said in zip(contestants, stored, strict=True) if said]

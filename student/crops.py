@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from passes.errors import InputError
+
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -52,6 +54,13 @@ POINT_NATIVE_96 = Protocol("point-native-96")
 POINT_NATIVE_96_CLIP = Protocol("point-native-96-clip", border="clip")
 ROI_PAD10 = Protocol("roi-pad10", box_margin=0.10)
 PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (POINT_NATIVE_96, POINT_NATIVE_96_CLIP, ROI_PAD10)}
+
+
+def named_protocol(name: str) -> Protocol:
+    """The protocol that `--protocol` names; InputError for none of PROTOCOLS."""
+    if name not in PROTOCOLS:
+        raise InputError("--protocol", repr(name), f"one of {', '.join(PROTOCOLS)}", "correct the name")
+    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True)

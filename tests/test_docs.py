@@ -16,7 +16,7 @@ import typer
 
 from compiler.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*.md")))
 KITS = (*sorted(ROOT.glob("action.yml")), *sorted(ROOT.glob("examples/*.yml")))
 ROOMS = ("passes", "student", "calib", "compiler", "tests", "benchmarks", "docs")
@@ -159,10 +159,10 @@ def link_problem(page: Path, target: str) -> str | None:
         return None
     file, _, anchor = target.partition("#")
     path = (page.parent / file).resolve() if file else page
-    if not path.exists():
-        return f"{target}: no such file"
     if ROOT not in (path, *path.parents):
         return f"{target}: outside the repository"
+    if not path.exists():
+        return f"{target}: no such file"
     if anchor and anchor not in anchors(path.read_text(encoding="utf-8")):
         return f"{target}: no such heading"
     return None
@@ -389,7 +389,7 @@ def test_the_readme_shows_every_command() -> None:
         ("docs/nowhere.md", "no such file"),
         ("docs/gate.md#no-such-heading", "no such heading"),
         ("#no-such-heading", "no such heading"),
-        ("../../etc", "no such file"),
+        ("../../etc", "outside the repository"),
         ("..", "outside the repository"),
     ],
 )

@@ -4,7 +4,7 @@ Quantization thresholds are fitted to what the network's layers put out on these
 like what the sensor will see. They are declared by a string:
 
     builtin     seeded crops of the photographs that scikit-image and scikit-learn ship in their wheels
-    coco:DIR    crops around the instances of a COCO folder, at native resolution
+    coco:DIR    crops around the instances of a COCO folder, cut as the prompts the network was trained on
     FOLDER      seeded crops of the png, jpg, jpeg, bmp and webp pictures in a folder and its sub-folders
 
 Every source is split in three, apart by picture: `calibration` (thresholds are fitted to it and networks are
@@ -16,6 +16,7 @@ together and `card` writes down what it holds.
 """
 
 from calib.representative.card import card, overlap
+from calib.representative.coco import protocol_for
 from calib.representative.content import content_hashes
 from calib.representative.drawing import load_representative
 from calib.representative.parts import CALIBRATION, DECIDING, HELD_OUT_PART
@@ -43,4 +44,5 @@ __all__ = [
     "delivered",
     "load_representative",
     "overlap",
+    "protocol_for",
 ]

@@ -1,11 +1,12 @@
 """The pictures and instances of a COCO folder, and crops around an instance.
 
-A crop is a window of the contract's size at native resolution, centred on the prompt point of an instance:
-for a 96 x 96 input the protocol point-native-96 (`student.crops`).
+A crop is what a prompt protocol (`student.crops`) shows of an instance, at the contract's size: for
+point-native-96 a window of that size at native resolution, centred on the prompt point.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from calib.representative.representative_set import Mask, Pixels
 from calib.representative.sources import COCO_PREFIX, PictureFile
 from passes.contract import InputContract
 from passes.errors import InputError
+from student.crops import POINT_NATIVE_96, PROTOCOLS, Protocol, crop, cut_rectangle, prompt_point
 
 OUTSIDE = 128
 """Pixel value where a crop leaves its picture: mid-grey, as in the training crops."""
@@ -124,35 +126,48 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return checked_code(segmentation, height, width)
 
 
-def object_crop(codes: Sequence[dict[str, Any]], chosen: int, contract: InputContract) -> Cut:
-    """The window around the instance `chosen`, and its mask there.
+def protocol_for(contract: InputContract, name: str | None) -> Protocol:
+    """The protocol called `name` at the contract's size; point-native where it is None, unknown, or takes a
+    square that the input is not."""
+    protocol = PROTOCOLS.get(name or "", POINT_NATIVE_96)
+    if contract.height != contract.width and protocol != POINT_NATIVE_96:
+        protocol = POINT_NATIVE_96
+    return dataclasses.replace(protocol, size=max(contract.height, contract.width))
 
-    The further planes of an input that is no picture are of windows around instances drawn at random.
+
+def object_crop(
+    codes: Sequence[dict[str, Any]], chosen: int, contract: InputContract, protocol: Protocol
+) -> Cut:
+    """What the protocol shows of the instance `chosen`, and its mask there.
+
+    The further planes of an input that is no picture are of crops around instances drawn at random.
     """
 
     def cut(image: Image.Image, random: np.random.Generator) -> tuple[Pixels, Mask]:
         picture = np.asarray(image)
-        first = _window(picture, codes[chosen], contract)
+        first = _cut(picture, codes[chosen], contract, protocol)
         tiles = [first[0]]
 
         def tile() -> Pixels:
             if tiles:
                 return tiles.pop()
-            return _window(picture, codes[int(random.integers(len(codes)))], contract)[0]
+            return _cut(picture, codes[int(random.integers(len(codes)))], contract, protocol)[0]
 
         return channels(tile, contract), first[1]
 
     return cut
 
 
-def _window(picture: Pixels, code: dict[str, Any], contract: InputContract) -> tuple[Pixels, Mask]:
+def _cut(
+    picture: Pixels, code: dict[str, Any], contract: InputContract, protocol: Protocol
+) -> tuple[Pixels, Mask]:
     """uint8 [H, W, 3] and the instance's mask in it; centred on the picture where no mask pixel is in it."""
     from pycocotools import mask
 
-    from student.crops import cut_rectangle, prompt_point
-
     rows, columns = picture.shape[:2]
     inside = np.asarray(mask.decode(code)).astype(bool)[:rows, :columns]
+    if protocol.name != POINT_NATIVE_96.name and inside.any():
+        return crop(protocol, picture, inside)
     row, column = prompt_point(inside) if inside.any() else (rows // 2, columns // 2)
     side = max(contract.height, contract.width)
     top = row - side // 2 + (side - contract.height) // 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.representative.coco import Objects, coco_records, object_crop, objects_of
+from calib.representative.coco import Objects, coco_records, object_crop, objects_of, protocol_for
 from calib.representative.content import Progress, content_hashes, read_picture, silent, unreadable
 from calib.representative.crops import Cut, random_crop, remark
 from calib.representative.object_sizes import SIZES, choose_objects, crop_random
@@ -30,6 +30,7 @@ from calib.representative.sources import (
 )
 from passes.contract import InputContract
 from passes.errors import InputError
+from student.crops import Protocol
 
 
 def load_representative(
@@ -40,6 +41,7 @@ def load_representative(
     *,
     deciding: int = 0,
     exclude: str | Collection[str] = (),
+    protocol: str | None = None,
     progress: Progress = silent,
 ) -> RepresentativeSet:
     """Draw `count` calibration crops, `deciding` crops to compare by and HELD_OUT held-out crops from `src`.
@@ -50,6 +52,8 @@ def load_representative(
     Args:
         src: builtin, coco:DIR or a folder.
         exclude: content hashes of pictures that are never drawn, or a source of them (`content_hashes`).
+        protocol: how crops around the objects of a coco:DIR are cut (`student.crops.PROTOCOLS`): what the
+            network was trained on. None and what is not in there: point-native.
         progress: told the share of the pictures read.
 
     Raises:
@@ -64,7 +68,7 @@ def load_representative(
             "calibration", f"{deciding} pictures to decide by", "at least 0", "ask for more pictures"
         )
     excluded = content_hashes(exclude, progress=progress) if isinstance(exclude, str) else frozenset(exclude)
-    order = _Order(src, contract, count, deciding, seed, excluded, progress)
+    order = _Order(src, contract, count, deciding, seed, excluded, protocol, progress)
     if src.startswith(COCO_PREFIX):
         return _from_coco(order, Path(src.removeprefix(COCO_PREFIX)))
     if src == BUILTIN:
@@ -84,6 +88,7 @@ class _Order:
     deciding: int
     seed: int
     exclude: frozenset[str]
+    protocol: str | None
     progress: Progress
 
     def too_few(self, found: str, limit: str, parts: Parts) -> InputError:
@@ -150,6 +155,7 @@ def _from_pictures(order: _Order, files: Sequence[PictureFile], text: str) -> Re
 def _from_coco(order: _Order, folder: Path) -> RepresentativeSet:
     """Crops centred on instances, one of each picture in turn, evenly over the sizes of objects."""
     name, records = coco_records(folder)
+    protocol = protocol_for(order.contract, order.protocol)
     known: dict[int, Objects] = {}
 
     def objects(index: int) -> Objects:
@@ -184,7 +190,7 @@ def _from_coco(order: _Order, folder: Path) -> RepresentativeSet:
             _Crop(
                 pictures[picture],
                 random,
-                object_crop(there[picture].codes, one, order.contract),
+                object_crop(there[picture].codes, one, order.contract, protocol),
                 there[picture].sizes[one],
             )
             for picture, one, random in chosen
@@ -198,11 +204,17 @@ def _from_coco(order: _Order, folder: Path) -> RepresentativeSet:
     warning = "" if name.startswith("train") else " (no training annotations there, so of the validation set)"
     sizes = Counter(crop.size for crop in drawn[CALIBRATION])
     how = (
-        f"around instances of {_pictures(drawn[CALIBRATION])} pictures of COCO {name}{warning}, native "
-        f"resolution, {', '.join(f'{sizes[size]} {size}' for size in SIZES)}; "
+        f"around instances of {_pictures(drawn[CALIBRATION])} pictures of COCO {name}{warning}, "
+        f"{_resolution(protocol)}, {', '.join(f'{sizes[size]} {size}' for size in SIZES)}; "
         f"{HELD_OUT} held-out crops from {len(parts.held_out)} other pictures of it"
     )
     return _assembled(order, drawn, parts, how)
+
+
+def _resolution(protocol: Protocol) -> str:
+    if protocol.box_margin is None:
+        return "native resolution"
+    return f"each one's box with {protocol.box_margin:.0%} on each side, scaled ({protocol.name})"
 
 
 # Cutting

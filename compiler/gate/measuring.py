@@ -142,17 +142,16 @@ def measure(
 
     from calib.representative.content import content_hash
     from compiler.evaluating import predictor, protocol_of_size
-    from student.crops import PROTOCOLS
+    from student.crops import named_protocol
     from student.cropset import load_crops
     from student.evaluate import baselines, iou, predict_crops
     from student.instances import load_instances
 
-    if protocol not in PROTOCOLS:
-        raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
+    named = named_protocol(protocol)
     networks = {"int8": found.opened.loaded}
     if found.real is not None:
         networks["float"] = found.real
-    rule = protocol_of_size(PROTOCOLS[protocol], [(name, one.contract) for name, one in networks.items()])
+    rule = protocol_of_size(named, [(name, one.contract) for name, one in networks.items()])
     runs = {name: predictor(one, threads) for name, one in networks.items()}
     instances = load_instances(source, split)
     contents: dict[str, str] = {}

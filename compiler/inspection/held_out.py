@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calib.representative import PICTURES, delivered, load_representative
 from compiler.frontend import input_contracts
-from compiler.inspection.opened_package import OpenedPackage
+from compiler.inspection.opened_package import OpenedPackage, trained_protocol
 
 
 def held_out_pictures(
@@ -36,7 +36,14 @@ def held_out_pictures(
     left_out = calibration.get("left_out", {}).get("contents", ())
     found, sentences = [], []
     for contract in input_contracts(package.model, package.loaded.contract):
-        pictures = load_representative(source, contract, count, chosen, exclude=left_out)
+        pictures = load_representative(
+            source,
+            contract,
+            count,
+            chosen,
+            exclude=left_out,
+            protocol=trained_protocol(package.manifest),
+        )
         scale, offset = (
             np.array(numbers, np.float32).reshape(1, -1, 1, 1)
             for numbers in (contract.scale, contract.offset)

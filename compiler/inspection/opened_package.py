@@ -15,6 +15,8 @@ from compiler.frontend import Loaded, ModelKind, load_model
 from compiler.package import MANIFEST, require_package
 from passes import graph as graphs
 from passes.errors import InputError
+from student.crops import PROTOCOLS
+from student.shipped import shipped_protocol
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ def open_package(path: Path) -> OpenedPackage:
             "compile the model again",
         )
     return OpenedPackage(path.resolve().name, loaded, graphs.load(real) if real.is_file() else None, manifest)
+
+
+def trained_protocol(manifest: Mapping[str, Any]) -> str | None:
+    """The protocol that a package's checkpoint was trained under: the manifest's own, or a shipped file's."""
+    named = str(manifest.get("protocol"))
+    return named if named in PROTOCOLS else shipped_protocol(str(manifest.get("model", {}).get("sha256")))
 
 
 def _quantized(path: Path, loaded: Loaded) -> Loaded:

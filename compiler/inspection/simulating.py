@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from compiler.inspection.engines import Engine, numerics_of, open_engine
 from compiler.inspection.mask_output import MaskOutput, mask_outputs
-from compiler.inspection.opened_package import OpenedPackage
+from compiler.inspection.opened_package import OpenedPackage, trained_protocol
 from compiler.inspection.prompts import Prompt, evidence, read_prompts, require_inside
 from compiler.simulator.reference import IntegerTensor
 from passes.contract import InputContract
@@ -38,11 +38,11 @@ from student.crops import (
     Protocol,
     bounding_box,
     crop,
+    named_protocol,
     shown,
 )
 from student.instances import load_folder
 from student.picture_grid import PREDICTED, outline
-from student.shipped import shipped_protocol
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,8 +131,8 @@ def plan(
         InputError: pictures or prompts that cannot be read or do not fit, an unknown protocol, or a network
             whose input is not square.
     """
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise InputError("--protocol", repr(protocol), f"one of {', '.join(PROTOCOLS)}", "correct the name")
+    if protocol is not None:
+        named_protocol(protocol)
     named = _named_pictures(pictures)
     asked = [(name, prompt) for name in named] if prompts is None else read_prompts(prompts)
     rule = protocol or trained_protocol(package.manifest)
@@ -150,12 +150,6 @@ def plan(
         evidence(one, chosen, *size)
         jobs.append(Job(path, size, one, chosen, unique_name(path.stem, stems)))
     return jobs
-
-
-def trained_protocol(manifest: Mapping[str, Any]) -> str | None:
-    """The protocol that a package's checkpoint was trained under: the manifest's own, or a shipped file's."""
-    named = str(manifest.get("protocol"))
-    return named if named in PROTOCOLS else shipped_protocol(str(manifest.get("model", {}).get("sha256")))
 
 
 def _named_pictures(pictures: Sequence[Path]) -> dict[str, Path]:

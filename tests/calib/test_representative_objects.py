@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from calib.representative import DECIDING, card, load_representative
+from calib.representative import DECIDING, card, load_representative, protocol_for
 from calib.representative.object_sizes import LARGE, MEDIUM, SIZES, SMALL, choose_objects, size_class
 from passes.contract import centred, raw
 from passes.errors import InputError
-from student.crops import POINT_NATIVE_96, crop
+from student.crops import PROTOCOLS, ROI_PAD10, crop
 from student.instances import load_instances
 
 objects = st.lists(st.lists(st.sampled_from(SIZES), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -115,9 +116,11 @@ def test_the_parts_of_a_small_coco_folder(tmp_path: Path) -> None:
         load_representative(source, centred(3, 24, 32), 6, exclude=str(tmp_path / "coco" / "train2017"))
 
 
-def test_deciding_crops_and_masks_are_those_of_point_native_96(data_dir: Path) -> None:
+@pytest.mark.parametrize("protocol", [None, *PROTOCOLS])
+def test_deciding_crops_and_masks_are_those_of_the_protocol(data_dir: Path, protocol: str | None) -> None:
     source = f"coco:{data_dir / 'coco'}"
-    one = load_representative(source, centred(3, 96, 96), 4, deciding=24)
+    one = load_representative(source, centred(3, 96, 96), 4, deciding=24, protocol=protocol)
+    rule = PROTOCOLS[protocol or "point-native-96"]
     assert one.deciding_masks is not None
     assert len(set(one.deciding_pictures.tolist())) == 24
     train = {record.key: record for record in load_instances(source, "train2017").pictures}
@@ -125,11 +128,33 @@ def test_deciding_crops_and_masks_are_those_of_point_native_96(data_dir: Path) -
         assert one.sources[index].part == DECIDING
         record = train[one.sources[index].name]
         picture = np.asarray(Image.open(record.path).convert("RGB"))
-        expected = [crop(POINT_NATIVE_96, picture, instance.mask()) for instance in record.instances]
+        expected = [crop(rule, picture, instance.mask()) for instance in record.instances]
         assert any(
             np.array_equal(pixels.transpose(1, 2, 0), other) and np.array_equal(mask, truth)
             for other, truth in expected
         )
+
+
+def test_the_protocol_chooses_the_cut_and_nothing_else(tmp_path: Path) -> None:
+    source, contract = f"coco:{coco(tmp_path / 'coco', 8)}", centred(3, 24, 24)
+    point, boxes = (
+        load_representative(source, contract, 6, deciding=3, protocol=name) for name in (None, "roi-pad10")
+    )
+    assert boxes.sources == point.sources
+    assert "native resolution" in point.how
+    assert "each one's box with 10% on each side, scaled (roi-pad10)" in boxes.how
+    assert boxes.deciding_masks is not None
+    # A square with a tenth of its side around it fills (1 / 1.2) squared of the crop, but for rounded sides.
+    np.testing.assert_allclose(boxes.deciding_masks.mean((1, 2)), 1 / 1.44, atol=0.08)
+    assert not np.array_equal(boxes.pictures, point.pictures)
+
+
+def test_inputs_that_are_no_square_are_cut_at_native_resolution(tmp_path: Path) -> None:
+    source, wide = f"coco:{coco(tmp_path / 'coco', 8)}", centred(3, 24, 32)
+    assert protocol_for(wide, "roi-pad10").name == protocol_for(wide, "unheard of").name == "point-native-96"
+    assert protocol_for(centred(3, 64, 64), "roi-pad10") == dataclasses.replace(ROI_PAD10, size=64)
+    point, boxes = (load_representative(source, wide, 6, protocol=name) for name in (None, "roi-pad10"))
+    np.testing.assert_array_equal(boxes.pictures, point.pictures)
 
 
 def test_sizes_of_the_project_are_even(data_dir: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compiler.cli import run
-from compiler.inspection.opened_package import OpenedPackage, open_package
+from compiler.inspection.opened_package import OpenedPackage, open_package, trained_protocol
 from compiler.inspection.prompts import Prompt, parse_numbers, read_prompts
 from compiler.inspection.simulating import (
     RESULTS,
@@ -21,7 +21,6 @@ from compiler.inspection.simulating import (
     mask_output,
     plan,
     read_upright,
-    trained_protocol,
     upright_size,
 )
 from compiler.package import FAILED_RUN, write_package
