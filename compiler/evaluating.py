@@ -22,7 +22,8 @@ from compiler.agreement import session
 from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
 from compiler.inspection.mask_output import is_probability
-from compiler.package import calibration_sources, require_package
+from compiler.inspection.opened_package import trained_protocol
+from compiler.package import calibration_sources, read_manifest
 from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500, Numerics
 from passes import graph as graphs
 from passes.contract import InputContract
@@ -160,7 +161,7 @@ def evaluate_model(
     *,
     source: str,
     split: str | None = None,
-    protocol: str = "point-native-96",
+    protocol: str | None = None,
     against: Path | None = None,
     only: Path | None = None,
     training: str | None = None,
@@ -178,7 +179,8 @@ def evaluate_model(
             convention, which the notes then say.
         source, split: the data set (`student.instances.load_instances`).
         protocol: a name in `student.crops.PROTOCOLS`. A network of another input size gets crops of its own
-            size, by the same rule.
+            size, by the same rule. None: what `model` was trained under, else `against`, else
+            point-native-96.
         against: a second model or stored predictions, compared on the same instances.
         only: a file that lists the instances to score (`student.evaluate.listed_instances`).
         training: source of the mean training mask (`coco:DIR`), whose training split is used; without it
@@ -193,12 +195,13 @@ def evaluate_model(
     Raises:
         InputError: whatever of these cannot be read or does not fit together.
     """
-    from student.crops import named_protocol
+    from student.crops import POINT_NATIVE_96, named_protocol
     from student.cropset import load_crops
     from student.evaluate import average_precision, baselines, difference, figures, iou
     from student.instances import load_instances
 
-    named = named_protocol(protocol)
+    if protocol is not None:
+        named_protocol(protocol)
     contestants = [_open(path, declared, float_graph) for path in (model, against) if path is not None]
     if chip and contestants[0].kind != ModelKind.QUANTIZED_ONNX.value:
         raise InputError(
@@ -210,6 +213,8 @@ def evaluate_model(
     if chip and contestants[0].loaded is not None:
         predictor(contestants[0].loaded, threads, UNKNOWNS[0])  # refuse undecoded layers before any picture
     contracts = [(one.file, one.contract) for one in contestants if one.contract is not None]
+    known_protocols = [one.protocol for one in contestants if one.protocol is not None]
+    named = named_protocol(protocol or next(iter(known_protocols), POINT_NATIVE_96.name))
     rule = protocol_of_size(named, contracts)
     stored = [_stored(one, rule.size) if one.loaded is None else None for one in contestants]
     lists = [(only.name, _listed(only))] if only is not None else []
@@ -223,6 +228,11 @@ def evaluate_model(
         f"{one.file} does not say its protocol: scored as if made under {rule.name}"
         for one in contestants
         if one.loaded is None
+    ]
+    notes += [
+        f"{one.file} was trained on {one.protocol}, and this is its score on {rule.name}"
+        for one in contestants
+        if one.protocol not in (None, named.name)
     ]
     if instances.boxes:
         notes.append(f"{instances.boxes} annotated boxes do not fit their masks; the masks' own are used")
@@ -275,6 +285,8 @@ class _Contestant:
     notes: tuple[str, ...]
     calibrated: tuple[Mapping[str, Any], ...] = ()
     """Pictures on the calibration card of its package."""
+    protocol: str | None = None
+    """What it was trained under; None where that is not known."""
 
     @property
     def contract(self) -> InputContract | None:
@@ -282,10 +294,10 @@ class _Contestant:
 
 
 def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
-    name, calibrated = path.name, tuple[Mapping[str, Any], ...]()
+    name, calibrated, protocol = path.name, tuple[Mapping[str, Any], ...](), None
     if path.is_dir():
-        require_package(path)
-        calibrated = calibration_sources(path)
+        manifest = read_manifest(path)
+        calibrated, protocol = calibration_sources(manifest), trained_protocol(manifest)
         path = path / (FLOAT_GRAPH if float_graph else INT8_GRAPH)
         name = f"{name}/{path.name}"
         if not path.is_file():
@@ -299,7 +311,9 @@ def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
         return _Contestant(path, name, "stored predictions", graphs.sha256(path.read_bytes()), None, ())
     loaded = load_model(path, declared=declared)
     notes = tuple(f"{note.found}; {note.limit}" for note in loaded.notes if note.severity is Severity.WARNING)
-    return _Contestant(path, name, loaded.kind.value, loaded.sha256, loaded, notes, calibrated)
+    return _Contestant(
+        path, name, loaded.kind.value, loaded.sha256, loaded, notes, calibrated, protocol or loaded.protocol
+    )
 
 
 def _seen(

@@ -49,8 +49,14 @@ def gate_command(
         str | None, typer.Option(metavar="NAME", help="Default: val2017 for COCO.", show_default=False)
     ] = None,
     protocol: Annotated[
-        str, typer.Option(metavar="NAME", help="point-native-96, point-native-96-clip or roi-pad10.")
-    ] = "point-native-96",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="point-native-96, point-native-96-clip or roi-pad10. Default: what the network was trained "
+            "on, where its package says so, else point-native-96.",
+            show_default=False,
+        ),
+    ] = None,
     min_miou: Annotated[
         float | None,
         typer.Option(metavar="X", help="The int8 network's least mIoU, 0 to 1.", show_default=False),

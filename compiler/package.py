@@ -133,9 +133,15 @@ def require_package(folder: Path) -> None:
         )
 
 
-def calibration_sources(folder: Path) -> tuple[Mapping[str, Any], ...]:
+def read_manifest(package: Path) -> dict[str, Any]:
+    """manifest.json of a package; raises InputError for a folder that is none."""
+    require_package(package)
+    manifest: dict[str, Any] = json.loads((package / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
+def calibration_sources(manifest: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Pictures on the calibration card of a package (`calib.representative.card`); none without a card."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     sources = (manifest.get("calibration") or {}).get("sources", [])
     return tuple(source for source in sources if isinstance(source, dict))
 

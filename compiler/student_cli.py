@@ -262,12 +262,14 @@ def evaluate_command(
         str | None, typer.Option(metavar="NAME", help="Default: val2017 for COCO.", show_default=False)
     ] = None,
     protocol: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="point-native-96; point-native-96-clip (the PicoSAM2 authors' border); roi-pad10.",
+            help="point-native-96; point-native-96-clip (the PicoSAM2 authors' border); roi-pad10. Default: "
+            "what the model was trained on, where it says so, else point-native-96.",
+            show_default=False,
         ),
-    ] = "point-native-96",
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(

@@ -200,7 +200,7 @@ def run_gate(
     options: GateOptions,
     *,
     split: str | None = None,
-    protocol: str = "point-native-96",
+    protocol: str | None = None,
     threads: int | None = None,
     on_progress: OnProgress = lambda done, total, phase: None,
 ) -> GateResult:

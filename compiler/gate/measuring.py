@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.driver import FLOAT_GRAPH
 from compiler.frontend import load_model
-from compiler.inspection.opened_package import OpenedPackage, open_package
+from compiler.inspection.opened_package import OpenedPackage, open_package, trained_protocol
 from passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def measure(
     found: Graphs,
     source: str,
     split: str | None,
-    protocol: str,
+    protocol: str | None,
     *,
     threads: int | None = None,
     on_progress: OnProgress = lambda done, total, phase: None,
@@ -130,7 +130,8 @@ def measure(
 
     Args:
         source, split: the data set (`student.instances.load_instances`).
-        protocol: a name in `student.crops.PROTOCOLS`, cut at the network's input size.
+        protocol: a name in `student.crops.PROTOCOLS`, cut at the network's input size; None: what the
+            network was trained under, where its package says so, else point-native-96.
         threads: None for all cores. No result depends on them.
 
     Raises:
@@ -142,12 +143,13 @@ def measure(
 
     from calib.representative.content import content_hash
     from compiler.evaluating import predictor, protocol_of_size
-    from student.crops import named_protocol
+    from student.crops import POINT_NATIVE_96, named_protocol
     from student.cropset import load_crops
     from student.evaluate import baselines, iou, predict_crops
     from student.instances import load_instances
 
-    named = named_protocol(protocol)
+    own = trained_protocol(found.opened.manifest)
+    named = named_protocol(protocol or own or POINT_NATIVE_96.name)
     networks = {"int8": found.opened.loaded}
     if found.real is not None:
         networks["float"] = found.real

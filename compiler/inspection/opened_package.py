@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import onnx_ir as ir
 
 from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
-from compiler.package import MANIFEST, require_package
+from compiler.package import read_manifest
 from passes import graph as graphs
 from passes.errors import InputError
 from student.crops import PROTOCOLS
@@ -51,8 +50,7 @@ def open_package(path: Path) -> OpenedPackage:
     if not path.is_dir():
         loaded = load_model(path)
         return OpenedPackage(path.name, _quantized(path, loaded), None, {})
-    require_package(path)
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(path)
     int8, real = path / INT8_GRAPH, path / FLOAT_GRAPH
     if not int8.is_file():
         raise InputError(

@@ -259,6 +259,17 @@ def test_a_network_against_stored_predictions(
     assert "1 of the 2 instances that list.json names are not in the data set" in result.notes
 
 
+def test_the_prompts_are_those_the_model_was_trained_on(tmp_path: Path, coco: Path) -> None:
+    boxes = packaged(tmp_path / "boxes", red_finder(), protocol="roi-pad10")
+    unknown = packaged(tmp_path / "unknown", red_finder())
+    note = "boxes/model_quant.onnx was trained on roi-pad10, and this is its score on point-native-96"
+    own = scored(boxes, coco)
+    assert own.protocol.name == scored(unknown, coco, against=boxes).protocol.name == "roi-pad10"
+    assert not any("trained on" in one for one in own.notes)
+    assert scored(unknown, coco).protocol.name == "point-native-96"
+    assert note in scored(boxes, coco, protocol="point-native-96").notes
+
+
 def test_the_record_and_the_tables(tmp_path: Path, coco: Path) -> None:
     network = saved(red_graph(SIGNED), tmp_path / "re[d].onnx")
     result = scored(network, coco, against=network, training=f"coco:{coco}", protocol="roi-pad10")

@@ -140,6 +140,15 @@ def test_the_reports_of_a_failed_compile(
     assert "report.md" in told
 
 
+def test_the_prompts_are_those_the_network_was_trained_on(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = packaged(tmp_path / "boxes", red_finder(), protocol="roi-pad10")
+    for more, scored in ((), "roi-pad10"), (("--protocol", "point-native-96"), "point-native-96"):
+        assert run(arguments(boxes, coco, "--min-miou", "0.1", "--format", "json", *more)) == 0
+        assert json.loads(capsys.readouterr().out)["data"]["protocol"] == scored
+
+
 def test_pictures_that_were_calibrated_on(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
