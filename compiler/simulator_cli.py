@@ -100,7 +100,7 @@ def simulate_command(
             metavar="NAME",
             help="How the crop is cut: point-native-96 (a window of the network's size around the point, not "
             "rescaled) or roi-pad10 (the box and 10 % around it, rescaled). Default: what the package's "
-            "checkpoint was trained under if it is a shipped one, else point-native-96 for a point and "
+            "checkpoint was trained under, where that is known, else point-native-96 for a point and "
             "roi-pad10 for a box.",
             show_default=False,
         ),
@@ -159,9 +159,11 @@ def diff_command(
         typer.Argument(
             metavar="FIRST",
             help="[b]fast[/b] or [b]reference[/b]: the integer simulator; [b]imx500[/b]: it, with the "
-            "compiled file's multipliers and biases; [b]onnxruntime[/b]: the int8 file in float32; "
-            "[b]float[/b]: the float network, rounded to each tensor's grid; or an .npz of "
-            "recorded integers, arrays N,C,H,W by tensor name, for instance from a device.",
+            "compiled file's multipliers and biases ([b]imx500-half-up-saturating[/b] and others: under the "
+            "other answers to what that file leaves open, by their names in device-check/); "
+            "[b]onnxruntime[/b]: the int8 file in float32; [b]float[/b]: the float network, rounded to each "
+            "tensor's grid; or an .npz of recorded integers, arrays N,C,H,W by tensor name, for instance "
+            "from a device.",
             show_default=False,
         ),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,10 +105,25 @@ def run_teaching(options: TeachOptions) -> CacheHeader:
     print(
         f"{header.annotated} annotated and {header.unlabelled} unlabelled lessons of {len(header.pictures)} "
         f"pictures, {size / 1e6:.0f} MB, in {options.out}. "
-        f"Next: picosam2 train --teacher-cache {options.out}",
+        f"Next: {_next(options)}",
         file=sys.stderr,
     )
     return header
+
+
+def _next(options: TeachOptions) -> str:
+    """The training on what was taught, whole: it needs annotated pictures, whatever was taught."""
+    from student.instances import training_split
+
+    words = ["picosam2", "train", "--data", options.data or "coco:DIR"]
+    if options.data and options.split not in (None, training_split(options.data)):
+        words += ["--split", str(options.split)]
+    for folder in options.folders:
+        words += ["--unlabelled", str(folder)]
+    words += ["--teacher-cache", str(options.out)]
+    if options.embeddings is not None:
+        words += ["--embeddings", str(options.embeddings)]
+    return shlex.join([*words, "--out", "RUN"])
 
 
 def _sam2(directory: Path, threads: int, device: str) -> Sam2:

@@ -55,7 +55,7 @@ def run_training(options: TrainOptions) -> None:
     from student.instances import first_names, load_folder, load_instances
     from student.teach import embeddings_folder
     from student.teacher_cache import TeacherCache
-    from student.train import CHECKPOINT, train
+    from student.train import CHECKPOINT, require_run_folder, train
     from student.training_data import training_data
 
     if options.threads is not None:
@@ -74,6 +74,7 @@ def run_training(options: TrainOptions) -> None:
             "the cache that names their teacher",
             "give --teacher-cache, made by `picosam2 teach` with the same --embeddings",
         )
+    require_run_folder(options.out)
     cache = None if options.teacher_cache is None else TeacherCache(options.teacher_cache)
     annotated = load_instances(options.data, options.split)
     folders = [load_folder(folder) for folder in options.unlabelled]

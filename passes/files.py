@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from passes.errors import InputError
+
+PACKAGE_MANIFEST = "manifest.json"
+"""The file that every package has (`compiler.package`)."""
 
 LOCK = ".lock"
 """The file in a folder that `locked` locks; it stays there, empty."""
@@ -41,6 +44,22 @@ def remove_abandoned_parts(directory: Path) -> None:
         pid = part.name.split(".")[-2]
         if pid.isdecimal() and not _running(int(pid)):
             part.unlink(missing_ok=True)
+
+
+def require_own(folder: Path, thing: str, own: Collection[str], limit: str) -> None:
+    """Raises InputError where `folder` holds other entries than `own`, our lock and parts; writes nothing."""
+    if not folder.is_dir():
+        return
+    found = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in found if name not in (LOCK, *own) and not name.endswith(".part")]
+    if foreign:
+        more = ", ..." if len(foreign) > 3 else ""
+        raise InputError(
+            f"{thing} {folder}",
+            f"holds other files ({', '.join(foreign[:3])}{more})",
+            limit,
+            "give another --out",
+        )
 
 
 @contextmanager

@@ -173,5 +173,15 @@ def recipe_json(recipe: Recipe) -> str:
 
 
 def changed(recipe: Recipe, kept: dict[str, Any]) -> list[str]:
-    """Names of the settings in which a recipe written by `asdict` differs."""
-    return [name for name, value in asdict(recipe).items() if kept.get(name) != value]
+    """The settings in which a recipe written by `asdict` differs: name, then what each says of it."""
+    found = []
+    for name, value in asdict(recipe).items():
+        before = kept.get(name)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            inner = [key for key in value if before.get(key) != value[key]]
+            found += [f"{name}.{key} {before.get(key)}, here {value[key]}" for key in inner]
+        else:
+            found.append(f"{name} {before}, here {value}")
+    return found

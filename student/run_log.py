@@ -9,6 +9,8 @@ from student.cropset import CropSet
 from student.evaluate import Predict
 from student.picture_grid import prediction_grid, save_png
 
+TENSORBOARD, PREDICTIONS = "tensorboard", "predictions.png"
+
 
 class RunLog:
     """Writes tensorboard/ and predictions.png in a run's directory; goes on after `step` steps."""
@@ -17,7 +19,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined]
 
         self.directory, self.held_out = directory, held_out
-        self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(directory / TENSORBOARD), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
 
     def point(self, step: int, scalars: Mapping[str, float], predict: Predict) -> None:
         """Logs the numbers of a step and what the network predicts then."""
@@ -26,7 +28,7 @@ class RunLog:
         grid = prediction_grid(predict, self.held_out)
         self.writer.add_image("held_out", grid, step, dataformats="HWC")  # type: ignore[no-untyped-call]
         self.writer.flush()  # type: ignore[no-untyped-call]
-        save_png(self.directory / "predictions.png", grid)
+        save_png(self.directory / PREDICTIONS, grid)
 
     def close(self) -> None:
         self.writer.close()  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.errors import InputError
-from passes.files import LOCK, locked, remove_abandoned_parts, write_beside
+from passes.files import locked, remove_abandoned_parts, require_own, write_beside
 from student.crops import POINT_NATIVE_96, Box, Mask, bounding_box, mask_iou, prompt_point
 from student.instances import InstanceSet, PictureRecord, read_picture
 from student.teacher_cache import (
@@ -219,16 +219,8 @@ def _plan(
 
 def _refuse_foreign(out: Path) -> None:
     """Raises InputError where `out` is a file, or a folder with other things and no cache; writes nothing."""
-    if read_header(out) is not None or not out.is_dir():
-        return
-    foreign = sorted(p.name for p in out.iterdir() if p.name != LOCK and not p.name.endswith(".part"))
-    if foreign:
-        raise InputError(
-            f"teacher cache {out}",
-            f"holds other files ({foreign[0]})",
-            "an empty folder, or a cache made by the same call",
-            "give another --out",
-        )
+    if read_header(out) is None:
+        require_own(out, "teacher cache", (), "an empty folder, or a cache made by the same call")
 
 
 def _begun(out: Path, plan: CacheHeader) -> CacheHeader:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from passes.contract import InputContract, centred
 from passes.errors import InputError, first_line
-from passes.files import locked, write_beside
+from passes.files import locked, require_own, write_beside
 from student.allocator import keep_freed_memory
 from student.checkpoint import load_checkpoint, save_checkpoint
 from student.crops import PROTOCOLS
@@ -35,7 +35,7 @@ from student.features import Hinted, feature_loss
 from student.losses import Targets, paper_loss, soft_loss
 from student.networks import NETWORKS
 from student.recipe import Recipe, changed
-from student.run_log import RunLog
+from student.run_log import PREDICTIONS, TENSORBOARD, RunLog
 from student.samples import Batch, SampleSettings, SampleStream, size_weights
 from student.training_data import TrainingData
 
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STATE, CHECKPOINT, CARD = "run.pt", "student.pt", "card.json"
-"""Files of a run's directory; beside them tensorboard/ and predictions.png."""
+"""Files of a run's directory; beside them those of `student.run_log`."""
+
+DATA_CONDITION = "--data, --unlabelled or --teacher-cache"
 
 SAVE_EVERY = 60.0
 """Seconds between two writes of the run's state."""
@@ -109,6 +111,13 @@ def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def require_run_folder(directory: Path) -> None:
+    """Raises InputError where `directory` holds other things than a run; writes nothing."""
+    if not (directory / STATE).exists():
+        own = (CHECKPOINT, CARD, TENSORBOARD, PREDICTIONS)
+        require_own(directory, "--out", own, "an empty folder, or one with a run to go on with")
 
 
 def train(
@@ -222,7 +231,7 @@ class _Run:
         self.bfloat16 = computes_in_bfloat16(recipe, device)
         self.started_from = _digest(start_from) if start_from else None
         self.conditions: dict[str, Any] = {
-            "--data, --unlabelled or --teacher-cache": data,
+            DATA_CONDITION: data,
             "--start-from": self.started_from,
             "--embeddings": hinted,
             "number of processes": accelerator.num_processes,
@@ -346,11 +355,15 @@ class _Run:
                 "a file written by this version of `picosam2 train`",
                 "move it away to start anew",
             ) from error
-        differing += [name for name, value in self.conditions.items() if kept.get(name) != value]
+        differing += [
+            name if name == DATA_CONDITION else f"{name} {kept.get(name)}, here {value}"
+            for name, value in self.conditions.items()
+            if kept.get(name) != value
+        ]
         if differing:
             raise InputError(
                 str(path),
-                f"a run with another {', '.join(differing)}",
+                f"a run with other settings: {', '.join(differing)}",
                 "a run is continued with its own settings",
                 "give the same options, or another --out directory",
             )

@@ -24,7 +24,7 @@ from compiler.inspection.mask_output import mask_outputs
 from compiler.inspection.recording import write_recording
 from compiler.result import Output
 from compiler.simulator.fixedpoint import Grid
-from compiler.simulator.numerics import Dialect, Numerics
+from compiler.simulator.numerics import label, slug
 from passes.contract import InputContract
 from passes.errors import EnvironmentFault, InputError
 from passes.graph import consumers, is_quantizer, real_inputs
@@ -102,7 +102,7 @@ def _check_files(compiled: Compiled, progress: Callable[[str, float], None]) -> 
     expected = all_expected(model, name, integers, grid, progress)
     chip = None if compiled.dnn_params is None else read_outputs(compiled.dnn_params)
     network = network_name(compiled.network)
-    named = [(f"expected-{_slug(one.numerics[0])}.npz", one) for one in expected.answers]
+    named = [(f"expected-{slug(one.numerics[0])}.npz", one) for one in expected.answers]
     facts = {
         "schema": SCHEMA,
         "network": network,
@@ -120,8 +120,7 @@ def _check_files(compiled: Compiled, progress: Callable[[str, float], None]) -> 
         "mask": _mask(model, contract),
         "inputs": {"file": _INPUTS, "count": len(integers), "how": how},
         "expected": [
-            {"file": file, "numerics": [describe(numerics) for numerics in one.numerics]}
-            for file, one in named
+            {"file": file, "numerics": [label(numerics) for numerics in one.numerics]} for file, one in named
         ],
         "missing": expected.missing,
     }
@@ -135,7 +134,7 @@ def _check_files(compiled: Compiled, progress: Callable[[str, float], None]) -> 
         count=len(integers),
         how=how,
         inputs=_INPUTS,
-        expected=[(file, "; ".join(map(describe, one.numerics))) for file, one in named],
+        expected=[(file, "; ".join(map(label, one.numerics))) for file, one in named],
         missing=expected.missing,
         protocol=compiled.protocol,
         demo=facts["mask"] is not None,
@@ -187,15 +186,6 @@ def on_grid(pictures: NDArray[np.uint8], grid: Grid) -> NDArray[Any]:
     """The integers that the camera delivers for pixels: p, or p - 128 (int8) where the input is signed."""
     moved = pictures.astype(np.int16) + grid.lowest
     return moved.astype(np.int8 if grid.signed else np.uint8)
-
-
-def describe(numerics: Numerics) -> str:
-    """`dialect`, or for instance `imx500: half_up, saturating`."""
-    return "dialect" if isinstance(numerics, Dialect) else f"imx500: {numerics.describe()}"
-
-
-def _slug(numerics: Numerics) -> str:
-    return describe(numerics).replace(": ", "-").replace(", ", "-").replace(" ", "-").replace("_", "-")
 
 
 def _output_facts(

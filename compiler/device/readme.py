@@ -48,8 +48,12 @@ message says why.
 
 ```sh
 python3 -m on_the_pi.check --replay found.npz     # the same comparison, without a camera
-picosam2 diff PACKAGE fast device-check/found.npz # where the differences lie
+cd ..
+picosam2 diff . imx500-nearest-even-saturating device-check/found.npz --map first.png
 ```
+
+`diff` shows which channels of the outputs differ and draws where; a recording holds no layers between. Give
+it the numerics that the check calls nearest, by the name that its `expected-NAME.npz` carries.
 
 Where the chip's outputs are no integers of this network, so that nothing can be compared, `found.npz` holds
 them as the camera gave them; `--replay` reads that too, `picosam2 diff` does not.

@@ -27,6 +27,7 @@ from compiler.inspection.opened_package import OpenedPackage
 from compiler.inspection.partly_quantized import KINDS, partly_quantized
 from compiler.inspection.recording import read_recording
 from compiler.simulator.fixedpoint import Grid
+from compiler.simulator.numerics import UNKNOWNS, Numerics, slug
 from compiler.simulator.reference import quantized_values
 from passes.errors import InputError
 from passes.graph import real_inputs
@@ -156,12 +157,27 @@ def engine_source(engine: str) -> Source:
     return run
 
 
+def numerics_source(numerics: Numerics) -> Source:
+    """The compiled file's numbers under one answer to what it leaves open."""
+
+    def run(package: OpenedPackage, inputs: Inputs) -> dict[str, Integers]:
+        from compiler.simulator.engine import compile_program
+
+        program = compile_program(package.model, numerics=numerics)
+        return {
+            name: one.values for name, one in program.run(inputs, quantized_values(package.model)).items()
+        }
+
+    return run
+
+
 SOURCES: dict[str, Source] = {
     "float": float_source,
     "onnxruntime": onnxruntime_source,
     **{name: engine_source(name) for name in ENGINES},
+    **{slug(numerics): numerics_source(numerics) for numerics in UNKNOWNS},
 }
-"""What can be computed, by name."""
+"""What can be computed, by name; the names of numerics are those of the expected files of `device-check/`."""
 
 
 def recorded(tensors: Mapping[str, Integers]) -> Source:

@@ -45,6 +45,17 @@ Numerics = Dialect | Imx500
 
 DIALECT = Dialect()
 
+
+def label(numerics: Numerics) -> str:
+    """For people: `dialect`, or for instance `imx500: half_up, saturating`."""
+    return numerics.name if isinstance(numerics, Dialect) else f"{numerics.name}: {numerics.describe()}"
+
+
+def slug(numerics: Numerics) -> str:
+    """For names of files and commands: `dialect`, or for instance `imx500-half-up-saturating`."""
+    return label(numerics).replace(": ", "-").replace(", ", "-").replace(" ", "-").replace("_", "-")
+
+
 UNKNOWNS: tuple[Imx500, ...] = tuple(
     Imx500(rounding, saturate) for rounding in Rounding for saturate in (True, False)
 )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compiler.cli import run
+from compiler.device.expected import all_expected
 from compiler.inspection.difference_map import HIGHER, LOWER, SAME, difference_map
 from compiler.inspection.difference_report import bars, table, verdict
 from compiler.inspection.differences import (
@@ -28,6 +29,8 @@ from compiler.inspection.differences import (
 )
 from compiler.inspection.opened_package import OpenedPackage, open_package
 from compiler.inspection.recording import read_recording, write_recording
+from compiler.simulator.fixedpoint import Grid
+from compiler.simulator.numerics import DIALECT, Imx500, slug
 from passes.errors import InputError
 from tests.compiler.small_packages import SIZE, float_twin, packaged, segmenter
 
@@ -179,6 +182,21 @@ def test_every_source_knows_every_tensor(
         assert all(tensor.largest <= limit and tensor.share < 1e-3 for tensor in found.tensors), name
 
 
+def test_each_numerics_of_a_device_check_is_a_source(
+    package: OpenedPackage, inputs: Mapping[str, NDArray[Any]]
+) -> None:
+    """By the name of its expected file; the default of `imx500` is one of them."""
+    name = package.model.graph.outputs[0].name or ""
+    (pictures,) = inputs.values()
+    grid = Grid(0, 8, signed=True)
+    answers = all_expected(package.model, next(iter(inputs)), np.asarray(pictures), grid).answers
+    for answer in answers:
+        for numerics in answer.numerics:
+            source = SOURCES["fast" if numerics == DIALECT else slug(numerics)]
+            assert np.array_equal(source(package, inputs)[name], answer.outputs[name])
+    assert slug(Imx500()) in SOURCES
+
+
 def test_the_float_source_rounds_the_float_network(
     package: OpenedPackage, inputs: Mapping[str, NDArray[Any]], names: list[str]
 ) -> None:
@@ -201,7 +219,9 @@ def test_sources_that_do_not_fit(
     names: list[str],
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(InputError, match=r"one of float, onnxruntime, fast, imx500, reference, or an \.npz"):
+    with pytest.raises(
+        InputError, match=r"one of float, onnxruntime, fast, imx500, reference, imx500-.*, or an \.npz"
+    ):
         open_source("chip", package)
     write_recording(tmp_path / "other.npz", {"conv7": np.zeros((1, 2), np.int8)})
     with pytest.raises(InputError, match="'conv7' is no tensor of small"):

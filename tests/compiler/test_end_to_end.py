@@ -55,6 +55,7 @@ def shipped(tmp_path_factory) -> Path:
     done = picosam2("compile", CHECKPOINT, "--out", work / "package", cache=work / "cache")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("Package ")  # no library has the last word
     return work / "package"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,7 +196,10 @@ def test_the_command_makes_a_cache_and_says_what_is_next(
     said = capsys.readouterr().err
     assert f"0 annotated and {header.unlabelled} unlabelled lessons of 3 pictures" in said
     assert "warning: 1 pictures are broken and were skipped: pool/2.png\n" in said
-    assert "picosam2 train --teacher-cache" in said
+    command = shlex.split(said.rsplit("Next: ", 1)[1])
+    asked = ("--data", "coco:DIR", "--unlabelled", pool, "--teacher-cache", tmp_path / "out")
+    kept = ("--embeddings", tmp_path / "kept", "--out", "RUN")
+    assert command == ["picosam2", "train", *map(str, (*asked, *kept))]
     assert header.unlabelled == len(TeacherCache(tmp_path / "out")) >= 2
     assert header.versions["onnxruntime"]
     assert len(list((tmp_path / "kept" / header.fingerprint[:16]).iterdir())) == 2

@@ -30,6 +30,7 @@ from student.train import (
     STATE,
     computes_in_bfloat16,
     learning_rate,
+    require_run_folder,
     train,
     unlabelled_per_step,
 )
@@ -197,7 +198,7 @@ def test_starting_from_a_checkpoint(data: TrainingData, tmp_path: Path) -> None:
     train(SHORT, data, tmp_path / "run", cpu=True, start_from=start)
     train(SHORT, data, tmp_path / "other", cpu=True)
     assert weights(tmp_path / "run") != weights(tmp_path / "other")
-    with pytest.raises(InputError, match="another --start-from"):
+    with pytest.raises(InputError, match=r"--start-from .*, here None"):
         train(SHORT, data, tmp_path / "run", cpu=True)
     save_checkpoint(start, PicoSAM3(), centred(3, 96, 96))
     with pytest.raises(InputError, match="weights of picosam3"):
@@ -214,7 +215,7 @@ def test_hints_change_the_run_and_leave_the_checkpoints_names(
     plain, hinted = (load_checkpoint(tmp_path / run / CHECKPOINT) for run in ("plain", "hinted"))
     assert list(plain.state_dict) == list(hinted.state_dict)
     assert weights(tmp_path / "plain") != weights(tmp_path / "hinted")
-    with pytest.raises(InputError, match="another --embeddings"):
+    with pytest.raises(InputError, match="--embeddings True, here False"):
         train(SHORT, data, tmp_path / "hinted", cpu=True)
 
 
@@ -222,11 +223,23 @@ def test_a_state_of_another_recipe_or_a_broken_one(data: TrainingData, tmp_path:
     run = tmp_path / "run"
     short = replace(SHORT, steps=1)
     train(short, data, run, cpu=True)
-    with pytest.raises(InputError, match="another steps, seed"):
+    with pytest.raises(InputError, match="other settings: steps 1, here 2, seed 0, here 5 "):
         train(replace(short, steps=2, seed=5), data, run, cpu=True)
     (run / STATE).write_bytes(b"broken")
     with pytest.raises(InputError, match="no readable run"):
         train(short, data, run, cpu=True)
+
+
+def test_a_folder_of_other_things_is_no_run(tmp_path: Path) -> None:
+    require_run_folder(tmp_path / "new")
+    for name in (CHECKPOINT, "predictions.png", ".lock"):
+        (tmp_path / name).touch()
+    require_run_folder(tmp_path)
+    (tmp_path / "IMG_0001.jpg").touch()
+    with pytest.raises(InputError, match=r"--out .* holds other files \(IMG_0001\.jpg\)"):
+        require_run_folder(tmp_path)
+    (tmp_path / STATE).touch()  # a run, whatever else people keep beside it
+    require_run_folder(tmp_path)
 
 
 def test_a_run_goes_on_with_its_own_data_only(
@@ -236,7 +249,7 @@ def test_a_run_goes_on_with_its_own_data_only(
     whole = load_instances(f"coco:{synthetic_coco}", "train2017")
     fewer = training_data(SHORT, replace(whole, pictures=whole.pictures[:-1]))
     assert fewer.digest != data.digest
-    with pytest.raises(InputError, match="another --data"):
+    with pytest.raises(InputError, match="other settings: --data"):
         train(SHORT, fewer, tmp_path / "run", cpu=True)
 
 
