@@ -46,6 +46,9 @@ MATCHED = "matched.json"
 TRAINING_MASKS = 20_000
 """Masks at most that the mean training mask is made from (184 MB), drawn at random where there are more."""
 
+FEW_PICTURES = 50
+"""Below, percentile intervals are over 3.5 % too narrow (`compiler.gate.intervals`: t by normal quantile)."""
+
 PROBABILITY_EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1 when they become logits."""
 
@@ -234,6 +237,11 @@ def evaluate_model(
         for one in contestants
         if one.protocol not in (None, named.name)
     ]
+    if (pictures := len(np.unique(crops.picture_ids))) < FEW_PICTURES:
+        notes.append(
+            f"{pictures} pictures: percentile intervals are too narrow for so few; `picosam2 gate` corrects "
+            "for it, so its intervals are wider"
+        )
     if instances.boxes:
         notes.append(f"{instances.boxes} annotated boxes do not fit their masks; the masks' own are used")
     known, of = (None, None) if training is None else _training_masks(training, rule, on_progress)

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 
 from compiler.cli import app
+from passes import graph as graphs
 from tests.compiler.small_packages import float_twin, packaged, red_finder
+from tests.graphs import model, node
 from tests.pictures import write_coco
 
 ROOT = Path(__file__).parents[1]
@@ -245,10 +248,20 @@ def test_the_gate_of_the_action_writes_its_reports_and_ends_with_the_gates_exit_
 
 def test_the_check_of_the_action_leaves_no_empty_report(tmp_path: Path) -> None:
     """A model that cannot be read: what code scanning would be given is a report or nothing."""
-    done = run_step("check", tmp_path, {"MODEL": "absent.onnx"}, {"picosam2": OURS})
+    done = run_step("check", tmp_path, {"MODEL": "absent.onnx", "INPUT": ""}, {"picosam2": OURS})
     assert done.returncode == 1
     assert "error: model absent.onnx: does not exist" in done.stderr
     assert not (tmp_path / "picosam2-check.sarif").exists()
+
+
+def test_the_compile_of_the_action_says_what_the_network_was_trained_on(tmp_path: Path) -> None:
+    given = {"MODEL": "a model.onnx", "PACKAGE": "package", "CALIB": "builtin"}
+    fake = {"picosam2": 'for word in "$@"; do echo "$word"; done'}
+    plain = ["compile", "a model.onnx", "--no-convert", "--out", "package", "--calib", "builtin", "--quiet"]
+    done = run_step("compile", tmp_path, {**given, "INPUT": "", "PROTOCOL": ""}, fake)
+    assert done.stdout.splitlines() == plain
+    done = run_step("compile", tmp_path, {**given, "INPUT": "unit", "PROTOCOL": "roi-pad10"}, fake)
+    assert done.stdout.splitlines() == [*plain[:-1], "--input", "unit", "--protocol", "roi-pad10", "--quiet"]
 
 
 # What a light installation needs
@@ -318,9 +331,10 @@ def test_the_gate_runs_with_its_short_list_alone(tmp_path: Path) -> None:
     assert done.stdout.startswith("### gate package")
     for left_out in ("pycocotools", "onnxruntime", "junitparser", "pillow"):
         fewer = [line for line in listed if not line.startswith(left_out)]
-        assert within(fewer, "gate", str(package), *asked).returncode not in (0, 3), (
-            f"{left_out} is not needed"
-        )
+        done = within(fewer, "gate", str(package), *asked)
+        assert done.returncode == 4, f"{left_out} is not needed"
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: package {left_out}: is not installed (`picosam2 gate`")
 
 
 def test_a_check_of_an_onnx_file_runs_with_its_short_list_alone(tmp_path: Path) -> None:
@@ -330,4 +344,43 @@ def test_a_check_of_an_onnx_file_runs_with_its_short_list_alone(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert within(listed, "check", "--help").returncode == 0
     fewer = [line for line in listed if not line.startswith("onnxsim")]
-    assert within(fewer, "check", str(package / "model.onnx")).returncode not in (0, 2)
+    done = within(fewer, "check", str(package / "model.onnx"))
+    assert done.returncode == 4
+    assert "error: package onnxsim: is not installed" in done.stderr
+
+
+def test_a_check_folds_constants_without_onnxruntime(tmp_path: Path) -> None:
+    shape = [node("Shape", ["x"], ["s"]), node("Reshape", ["x", "s"], ["r"]), node("Relu", ["r"], ["y"])]
+    graphs.save(model(shape, {"x": [1, 3, 8, 8]}, ["y"], {}), tmp_path / "m.onnx")
+    listed = short_list("requirements-check.txt")
+    assert not any(line.startswith("onnxruntime") for line in listed)
+    done = within(listed, "check", str(tmp_path / "m.onnx"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["check", "MODEL.pt2"], "torch"),
+        (["check", "MODEL.pt"], "torch"),
+        (["compile", "MODEL.onnx", "--no-convert", "-q", "--out", "OUT"], "pillow"),
+    ],
+)
+def test_what_a_light_installation_lacks_is_named(tmp_path: Path, arguments: list[str], named: str) -> None:
+    module = torch.nn.ReLU()
+    torch.export.save(torch.export.export(module, (torch.zeros(1, 3, 8, 8),)), tmp_path / "MODEL.pt2")
+    torch.save({}, tmp_path / "MODEL.pt")
+    graphs.save(model([node("Relu", ["x"], ["y"])], {"x": [1, 3, 8, 8]}, ["y"], {}), tmp_path / "MODEL.onnx")
+    paths = [str(tmp_path / one) if one.startswith(("MODEL", "OUT")) else one for one in arguments]
+    done = within(short_list("requirements-check.txt"), *paths)
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: package {named}: is not installed (`picosam2 {arguments[0]}`")
+    assert "pip install" in line
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_the_hook_takes_what_the_short_list_reads() -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert re.search(hook["files"], "models/a.onnx")
+    assert not re.search(hook["files"], "models/a.pt2")
