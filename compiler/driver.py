@@ -237,6 +237,7 @@ def _run_step(state: State, step: Step, number: int) -> State:
 
 
 def _preflight(state: State) -> State:
+    from calib.representative import require_source
     from compiler.converter import find_converter
     from student.crops import named_protocol
 
@@ -245,6 +246,7 @@ def _preflight(state: State) -> State:
         require_brevitas(asked if state.options.max_drop is None else "--max-drop")
     if state.options.protocol is not None:
         named_protocol(state.options.protocol)
+    require_source(state.options.calib)
     if not state.options.convert:
         return state
     return dataclasses.replace(state, install=find_converter())
@@ -668,9 +670,8 @@ def _graph_steps() -> tuple[Step, ...]:
 PIPELINE: tuple[Step, ...] = (
     Step(
         "preflight",
-        "is the converter there, with its Java; is Brevitas, where asked for",
+        "are the converter with its Java, Brevitas and the calibration pictures there, where asked for",
         _preflight,
-        lambda state: state.options.convert or state.options.searches,
     ),
     Step("load", "the model file becomes one ONNX graph with an input contract", _load, graph=True),
     *_graph_steps(),

@@ -18,7 +18,7 @@ together and `card` writes down what it holds.
 from calib.representative.card import card, overlap
 from calib.representative.coco import protocol_for
 from calib.representative.content import content_hashes
-from calib.representative.drawing import load_representative
+from calib.representative.drawing import load_representative, require_source
 from calib.representative.parts import CALIBRATION, DECIDING, HELD_OUT_PART
 from calib.representative.representative_set import (
     HELD_OUT,
@@ -45,4 +45,5 @@ __all__ = [
     "load_representative",
     "overlap",
     "protocol_for",
+    "require_source",
 ]

@@ -38,13 +38,8 @@ class Record:
     segmentations: tuple[Any, ...]
 
 
-def coco_records(folder: Path) -> tuple[str, list[Record]]:
-    """The split taken, and its pictures that have an instance; a training split before a validation split.
-
-    Raises:
-        InputError: no annotations, or a file that holds none.
-    """
-    where = f"calibration {COCO_PREFIX}{folder}"
+def annotation_file(folder: Path) -> Path:
+    """The annotations taken: a training split before a validation split. InputError where there are none."""
     files = [
         path
         for kind in ("train", "val")
@@ -52,14 +47,24 @@ def coco_records(folder: Path) -> tuple[str, list[Record]]:
     ]
     if not files:
         raise InputError(
-            where,
+            f"calibration {COCO_PREFIX}{folder}",
             "no annotations/instances_train*.json and no annotations/instances_val*.json",
             "a COCO folder: annotations/instances_SPLIT.json and SPLIT/*.jpg",
             "give the folder that contains `annotations`",
         )
-    split = files[0].stem.removeprefix("instances_")
+    return files[0]
+
+
+def coco_records(folder: Path) -> tuple[str, list[Record]]:
+    """The split taken, and its pictures that have an instance.
+
+    Raises:
+        InputError: no annotations, or a file that holds none.
+    """
+    where, file = f"calibration {COCO_PREFIX}{folder}", annotation_file(folder)
+    split = file.stem.removeprefix("instances_")
     try:
-        content = json.loads(files[0].read_text())
+        content = json.loads(file.read_text())
         instances: dict[int, list[Any]] = {}
         for annotation in content["annotations"]:
             if not annotation.get("iscrowd", 0) and annotation.get("segmentation"):
@@ -77,7 +82,7 @@ def coco_records(folder: Path) -> tuple[str, list[Record]]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             where,
-            f"{files[0].name} cannot be read ({error!r})",
+            f"{file.name} cannot be read ({error!r})",
             "a COCO instances file: JSON with images and annotations",
             "download it again",
         ) from error

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.representative.coco import Objects, coco_records, object_crop, objects_of, protocol_for
+from calib.representative.coco import (
+    Objects,
+    annotation_file,
+    coco_records,
+    object_crop,
+    objects_of,
+    protocol_for,
+)
 from calib.representative.content import Progress, content_hashes, read_picture, silent, unreadable
 from calib.representative.crops import Cut, random_crop, remark
 from calib.representative.object_sizes import SIZES, choose_objects, crop_random
@@ -76,6 +83,16 @@ def load_representative(
     folder = Path(src)
     files = folder_pictures(folder, "calibration")
     return _from_pictures(order, files, f"the {len(files)} pictures in {folder.resolve().name}")
+
+
+def require_source(src: str) -> None:
+    """Raises what `load_representative` raises without reading a picture: no such folder, nothing in it."""
+    if src.startswith(COCO_PREFIX):
+        annotation_file(Path(src.removeprefix(COCO_PREFIX)))
+    elif src == BUILTIN:
+        builtin_pictures()
+    else:
+        folder_pictures(Path(src), "calibration")
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,20 @@ def test_a_graph_that_came_quantized_takes_no_such_option(tmp_path, capfd, argum
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("absent", "calibration absent: does not exist"),
+        ("coco:absent", "no annotations/instances_train*"),
+    ],
+)
+def test_pictures_that_are_not_there_are_told_before_the_model_is_read(tmp_path, capfd, source, message):
+    asked = ["compile", str(tmp_path / "broken.onnx"), "--no-convert", "--out", str(tmp_path / "package")]
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    assert cli.run([*asked, "--calib", source]) == 1
+    assert message in capfd.readouterr().err
+
+
 def test_too_few_pictures_for_a_drop_are_told_before_anything_is_quantized(tmp_path, capfd):
     out = tmp_path / "package"
     arguments = ["compile", str(network(tmp_path)), "--no-convert", "--out", str(out), "--max-drop", "1"]
