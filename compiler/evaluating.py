@@ -583,9 +583,9 @@ def _map_output(loaded: Loaded) -> int:
 
 def tables(result: EvaluationResult) -> list[Table]:
     """The terminal's tables, 80 columns wide: overall, and mean IoU by size and by competing objects."""
-    rows: list[tuple[str, Figures]] = [(result.model.file, result.model.figures)]
+    rows: list[tuple[str, Figures]] = [(_row_name(result.model.file), result.model.figures)]
     if result.against is not None:
-        rows.append((result.against.file, result.against.figures))
+        rows.append((_row_name(result.against.file), result.against.figures))
     models = len(rows)
     rows += [(one.name, found) for one, found in result.baselines]
     first = result.model.figures.overall
@@ -615,6 +615,14 @@ def tables(result: EvaluationResult) -> list[Table]:
         _by_class("mIoU by size of object", rows, lambda found: found.by_size),
         _by_class("mIoU by number of competing objects in the crop", rows, lambda found: found.by_competing),
     ]
+
+
+def _row_name(file: str) -> str:
+    """Short, for narrow columns: of a package its own name and which of its graphs."""
+    for graph, kind in ((INT8_GRAPH, "int8"), (FLOAT_GRAPH, "float")):
+        if file.endswith(f"/{graph}"):
+            return f"{file.removesuffix(f'/{graph}')} {kind}"
+    return file
 
 
 def _chip_table(result: EvaluationResult) -> Table:
