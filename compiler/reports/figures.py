@@ -1,9 +1,10 @@
-"""How the reports write numbers."""
+"""How the reports write numbers and commands."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 from passes.imx500.latency import LatencyEstimate
 
@@ -12,6 +13,18 @@ SHORTEST = 0.01
 
 FLOAT32_DB = 120.0
 """Ratios above this are the rounding of float32 itself: nothing was lost."""
+
+
+OPTION = r"(?<![\w`-])--[a-z][a-z-]{1,30}(?![\w`-])"
+"""An option of a command in a text; the length keeps a name of a user's file from passing for one."""
+
+_CODE = re.compile(
+    r"(?<![^\s(])(?P<fence>`+)(?=[^\s`])"
+    r"(?P<code>(?:(?!(?<!`)(?P=fence)(?!`)).)+)"
+    r"(?<![\s`])(?P=fence)(?!`)"
+    rf"|(?P<option>{OPTION})"
+)
+"""What `code` writes, and an option outside of it. Backticks within words or beside blanks mark nothing."""
 
 
 def megabytes(number: int) -> str:
@@ -64,3 +77,20 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
         "  ".join([*(f"{text:>{width}}" for text, width in zip(row, widths, strict=False)), row[-1]])
         for row in rows
     ]
+
+
+def code(command: str) -> str:
+    """A command within a text: between more backticks than follow one another in it."""
+    longest = max((len(run) for run in re.findall("`+", command)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence}{command}{fence}"
+
+
+def pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in parts, each with whether it is code: what stands between backticks, and options."""
+    end = 0
+    for found in _CODE.finditer(text):
+        yield text[end : found.start()], False
+        yield found["code"] or found["option"], True
+        end = found.end()
+    yield text[end:], False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from compiler.inspection.layers import WARNING_DB
 from compiler.reports import figures, terminal
@@ -13,6 +14,9 @@ from compiler.result import CompileResult
 from passes.diagnostics import Severity
 from passes.imx500.latency import CLOCK_HZ, PUBLISHED
 from passes.imx500.limits import MEMORY_RESERVED
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = "report.html.jinja"
 
@@ -38,6 +42,8 @@ def to_html(result: CompileResult, created: str) -> str:
         "db": figures.decibels,
         "ms": figures.milliseconds,
         "shape": figures.shape_text,
+        "prose": _prose,
+        "dotted": _dotted,
     }
     memory = None if result.check is None else result.check.memory
     facts = result.facts
@@ -59,3 +65,29 @@ def to_html(result: CompileResult, created: str) -> str:
         "total_seconds": sum(step.seconds for step in result.steps),
     }
     return environment.get_template(TEMPLATE).render(context)
+
+
+def _prose(text: str) -> Markup:
+    """A sentence, with its commands as code."""
+    from markupsafe import Markup
+
+    parts = (_code(part) if is_code else Markup.escape(part) for part, is_code in figures.pieces(text))
+    return Markup("").join(parts)
+
+
+def _code(text: str) -> Markup:
+    """Code whose options no line ends within: a browser takes their hyphens for places to break."""
+    from markupsafe import Markup
+
+    option = Markup('<span class="whole">{}</span>')
+    parts = re.split(f"({figures.OPTION})", text)  # every second one is an option
+    shown = (option.format(part) if at % 2 else Markup.escape(part) for at, part in enumerate(parts))
+    return Markup("<code>{}</code>").format(Markup("").join(shown))
+
+
+def _dotted(name: str) -> Markup:
+    """A name of a module or tensor that, where it must, breaks before a slash, else before a dot."""
+    from markupsafe import Markup
+
+    parts = [Markup("<wbr>").join(re.split(r"(?<=[^.])(?=\.)", part)) for part in re.split("(?=/)", name)]
+    return Markup("").join(Markup('<span class="part">{}</span>').format(part) for part in parts if part)

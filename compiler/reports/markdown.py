@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from compiler.reports.figures import decibels, megabytes, shape_text
+from compiler.reports.figures import decibels, megabytes, pieces, shape_text
 from compiler.reports.terminal import (
     check_rows,
     choice_text,
@@ -30,16 +30,17 @@ def to_markdown(result: CompileResult, created: str) -> str:
     lines = [
         f"# {_text(result.network or result.model_name)} on {result.target}",
         "",
-        f"**{_text(found.headline)}**",
+        f"**{_prose(found.headline)}**",
         "",
         "| | | |",
         "|---|---|---|",
         *(
-            f"| {_cell(one.question)} | **{_cell(one.answer)}** {SIGNS[one.good]} | {_cell(one.text)} |"
+            f"| {_cell(one.question)} | **{_cell(one.answer)}** {SIGNS[one.good]} | {_prose_cell(one.text)} |"
             for one in found.answers
         ),
         "",
-        *(f"{number}. {_text(step)}" for number, step in enumerate(found.next_steps, start=1)),
+        *(f"*{_text(one.question)}* {_prose(one.note)}\n" for one in found.answers if one.note),
+        *(f"{number}. {_prose(step)}" for number, step in enumerate(found.next_steps, start=1)),
         "",
     ]
     lines += _failure_lines(result)
@@ -58,7 +59,7 @@ def to_markdown(result: CompileResult, created: str) -> str:
 def check_markdown(check: CheckResult, model_name: str) -> str:
     """`picosam2 check --format markdown`."""
     lines = [f"# Check of {_text(model_name)}", "", "| | |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(text)} |" for name, text in check_rows(check)]
+    lines += [f"| {_cell(name)} | {_prose_cell(text)} |" for name, text in check_rows(check)]
     return "\n".join([*lines, "", *_finding_lines(check.diagnostics)]).rstrip("\n") + "\n"
 
 
@@ -68,10 +69,10 @@ def _failure_lines(result: CompileResult) -> list[str]:
     return [
         f"## How it ended: step {failure.step}, exit code {failure.exit_code}",
         "",
-        f"- What: {_text(failure.thing)}: {_text(failure.found)}",
-        f"- Expected: {_text(failure.limit)}",
-        f"- Fix: {_text(failure.fix)}",
-        *(f"- {_text(note)}" for note in failure.notes),
+        f"- What: {_prose(failure.thing)}: {_prose(failure.found)}",
+        f"- Expected: {_prose(failure.limit)}",
+        f"- Fix: {_prose(failure.fix)}",
+        *(f"- {_prose(note)}" for note in failure.notes),
         "",
     ]
 
@@ -79,7 +80,7 @@ def _failure_lines(result: CompileResult) -> list[str]:
 def _finding_lines(findings: Sequence[Diagnostic]) -> list[str]:
     if not findings:
         return []
-    return ["## Findings", "", *(f"- {_text(diagnostic_text(one))}" for one in findings), ""]
+    return ["## Findings", "", *(f"- {_prose(diagnostic_text(one))}" for one in findings), ""]
 
 
 def _memory_lines(result: CompileResult) -> list[str]:
@@ -106,7 +107,7 @@ def _quantizer_lines(result: CompileResult) -> list[str]:
     if result.widths is not None:
         lines.append(f"- Weights: {_text(widths_text(result.widths))}")
     if result.choice is not None:
-        lines.append(f"- {_text(choice_text(result.choice))}")
+        lines.append(f"- {_prose(choice_text(result.choice))}")
         lines += [f"  - {_text(tried_text(tried))}" for tried in result.choice.tried]
     return ["## Quantization", "", *lines, ""] if lines else []
 
@@ -171,12 +172,35 @@ def _output_lines(result: CompileResult) -> list[str]:
 
 
 _MARKUP = re.compile(r"([\\`*_\[\]#~])")
+_SAFE_CODE = re.compile(r"[^`<>&|\\]+")
 
 
 def _text(text: str) -> str:
     """On one line, with nothing in it that Markdown or HTML would take for markup."""
-    return html.escape(_MARKUP.sub(r"\\\1", " ".join(text.split())), quote=False)
+    return _escaped(_one_line(text))
+
+
+def _prose(text: str) -> str:
+    """`_text` of a sentence that may name commands."""
+    return "".join(_code(part) if is_code else _escaped(part) for part, is_code in pieces(_one_line(text)))
+
+
+def _code(text: str) -> str:
+    """A code span; with characters that could end one or its cell, HTML, in which they are escaped."""
+    return f"`{text}`" if _SAFE_CODE.fullmatch(text) else f"<code>{_escaped(text)}</code>"
 
 
 def _cell(text: str) -> str:
     return _text(text).replace("|", "\\|")
+
+
+def _prose_cell(text: str) -> str:
+    return _prose(text).replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_MARKUP.sub(r"\\\1", text), quote=False)

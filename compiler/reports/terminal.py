@@ -207,12 +207,18 @@ def miou_text(found: Accuracy) -> str:
     return f"{found.miou.mean:.4f}" + (f" ({found.miou.low:.4f} to {found.miou.high:.4f})" if known else "")
 
 
+ACCURACY_CAVEAT = (
+    "objects of all sizes alike; quantization was not fitted to them, but training may have been, so the "
+    "figure is not comparable with the gate's"
+)
+"""What keeps the mIoU measured on crops of --calib from being the number that counts."""
+
+
 def accuracy_text(found: Accuracy) -> str:
     """What the mIoU loses against float, and what both rest on."""
     return (
         f"{drop_text(found.drop)} (95 % intervals over pictures; measured on {found.crops} crops of "
-        f"{found.pictures} pictures of --calib, objects of all sizes alike; quantization was not fitted to "
-        "them, but training may have been, so it is not comparable with the gate's)"
+        f"{found.pictures} pictures of --calib, {ACCURACY_CAVEAT})"
     )
 
 

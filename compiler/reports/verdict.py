@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from compiler.inspection.layers import WARNING_DB
-from compiler.reports.figures import FLOAT32_DB, counted, decibels, finite, megabytes, milliseconds
-from compiler.reports.terminal import AGREEMENT_WORDS, accuracy_text, drop_text, legality_text, miou_text
+from compiler.reports.figures import (
+    FLOAT32_DB,
+    code,
+    counted,
+    decibels,
+    finite,
+    megabytes,
+    milliseconds,
+)
+from compiler.reports.terminal import ACCURACY_CAVEAT, AGREEMENT_WORDS, drop_text, legality_text, miou_text
 from compiler.result import CompileResult, Failure
 from passes.diagnostics import Severity
 from passes.imx500.limits import MEMORY_BUDGET
@@ -27,12 +36,18 @@ class Answer:
         answer: `YES`, `NO` or `UNKNOWN` where it is a yes or no, else the figure.
         text: the rest, with what kind of figure it is.
         good: False where something has to be done, None where nothing is to be judged.
+        note: sentences to read before the answer is relied on, too long to stand beside it.
     """
 
     question: str
     answer: str
     text: str
     good: bool | None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        text = f"{self.text}. {self.note}" if self.note else self.text
+        return {"question": self.question, "answer": self.answer, "text": text, "good": self.good}
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,7 @@ class Verdict:
         return {
             "passed": self.passed,
             "headline": self.headline,
-            "answers": [
-                {"question": one.question, "answer": one.answer, "text": one.text, "good": one.good}
-                for one in self.answers
-            ],
+            "answers": [one.to_json() for one in self.answers],
             "next_steps": list(self.next_steps),
         }
 
@@ -171,7 +183,9 @@ def _miou(result: CompileResult) -> Answer:
     if isinstance(found := result.accuracy, str):
         why = found or "the run ended before it was measured"
         return Answer(question, UNKNOWN, f"{why}; `picosam2 gate` measures it on your validation set", None)
-    return Answer(question, miou_text(found), accuracy_text(found), None)
+    text = f"{drop_text(found.drop)} (measured on {found.crops} crops of {found.pictures} pictures)"
+    note = f"Ranges are 95 % intervals over pictures. The crops are of --calib, {ACCURACY_CAVEAT}."
+    return Answer(question, miou_text(found), text, None, note)
 
 
 def _loses_most(result: CompileResult) -> Answer | None:
@@ -213,17 +227,20 @@ def _next_steps(result: CompileResult) -> tuple[str, ...]:
     if worst is not None and worst.alone_db < WARNING_DB:
         steps.append(
             f"Repair {worst.name}: look at its range and threshold below, or train it: "
-            "--quantizer brevitas-qat."
+            "`--quantizer brevitas-qat`."
         )
     values = [] if result.agreement is None else [one.value for one in result.agreement.outputs]
     if result.choice is not None and result.choice.met is False:
         steps.append("The drop asked for is not met: give more pictures, wider weights or a larger limit.")
     elif any(value is not None and value < WEAK_AGREEMENT for value in values) and result.choice is None:
-        steps.append("int8 departs from float: try --quantizer mct-gptq or brevitas-qat, or --max-drop 1.")
+        steps.append(
+            "int8 departs from float: try `--quantizer mct-gptq` or `--quantizer brevitas-qat`, "
+            "or `--max-drop 1`."
+        )
     if result.vendor is None:
-        steps.append("Run the vendor's converter: compile again without --no-convert.")
+        steps.append("Run the vendor's converter: compile again without `--no-convert`.")
     else:
-        steps.append("Take packerOut.zip to the camera: raspberry-pi.md has the commands.")
+        steps.append("Take `packerOut.zip` to the camera: `raspberry-pi.md` has the commands.")
     if _is_masks(result):
         steps.append(
             "Score it on your validation set: "
@@ -239,5 +256,6 @@ def _after_failure(result: CompileResult, failure: Failure) -> tuple[str, ...]:
     where = errors[0].module or errors[0].node
     first = f"{'Begin with ' + where + ': ' if where else ''}{errors[0].fix}."
     more = f"Then the other {len(errors) - 1}, each with its fix below." if len(errors) > 1 else ""
-    again = f"`picosam2 check {result.model_name}` repeats the findings in a second."
+    command = code(f"picosam2 check {shlex.quote(result.model_name)}")
+    again = f"{command} repeats the findings in a second."
     return tuple(step for step in (first, more, again) if step)

@@ -63,8 +63,8 @@ def document(out: Path) -> dict:
     sarif = json.loads((folder / "report.sarif").read_text())
     validate_sarif(sarif)
     assert sarif["runs"][0]["invocations"][0]["exitCode"] == found["failure"]["exit_code"]
-    page = " ".join(Page((folder / "report.html").read_text()).text)
-    assert found["failure"]["fix"] in page
+    page = "".join(Page((folder / "report.html").read_text()).text)
+    assert found["failure"]["fix"].replace("`", "") in page
     assert found["failure"]["step"] in (folder / "report.md").read_text()
     assert not [path for path in out.parent.iterdir() if path.name.endswith((".part", ".old"))]
     return found

@@ -22,7 +22,7 @@ from passes import contract as contracts
 from tests.compiler.reports.results import HOSTILE, RESULTS, TEN, WHEN, hostile, plain, refused, searched
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "report.schema.json").read_text())
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 SVG_EMPTY = {"line", "rect", "path", "image"}
 
 
@@ -60,6 +60,11 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.seen if name == tag]
+
+
+def told(page: str) -> str:
+    """What a page says, with plain blanks."""
+    return " ".join("".join(Page(page).text).split())
 
 
 def test_json_fits_its_published_schema(result):
@@ -122,10 +127,10 @@ def test_ten_violations_are_all_told_with_module_and_fix(output):
     text = {
         "html": lambda: "".join(Page(to_html(found, WHEN)).text),
         "json": lambda: to_json(found, WHEN),
-        "md": lambda: to_markdown(found, WHEN).replace("\\", ""),
+        "md": lambda: to_markdown(found, WHEN).replace("\\", "").replace("`", ""),
         "sarif": lambda: to_sarif(found, "net.onnx"),
         "check sarif": lambda: check_sarif(found.check, "net.onnx", "0.1.0"),
-        "check md": lambda: check_markdown(found.check, "net.onnx").replace("\\", ""),
+        "check md": lambda: check_markdown(found.check, "net.onnx").replace("\\", "").replace("`", ""),
     }[output]()
     findings = found.check.diagnostics
     assert len(findings) == TEN
@@ -150,7 +155,7 @@ def test_hostile_names_stay_text():
 def test_the_page_shows_what_was_measured():
     result = searched()
     page = Page(to_html(result, WHEN))
-    text = " ".join("".join(page.text).split())
+    text = told(to_html(result, WHEN))
     assert result.facts is not None
     for layer in result.facts.layers:
         assert layer.name in text
@@ -170,11 +175,54 @@ def test_the_verdict_says_what_int8_reaches_or_how_to_find_out():
     )
     assert known.answer == "0.4700 (0.4400 to 0.5000)"
     assert "64 crops of 40 pictures" in known.text
-    assert "0.4400 to 0.5000" in " ".join(Page(to_html(searched(), WHEN)).text)
+    assert "0.4400 to 0.5000" in told(to_html(searched(), WHEN))
     assert json.loads(to_json(searched(), WHEN))["accuracy"]["miou"]["high"] == 0.5
     assert unknown.answer == "not known"
     assert "no annotated masks were given" in unknown.text
     assert "picosam2 gate" in unknown.text
+
+
+def test_the_caveat_of_the_miou_stands_outside_its_card():
+    result = searched()
+    answer = next(one for one in verdict(result).answers if "int8 mIoU" in one.question)
+    assert len(answer.text) < 100
+    assert "not comparable with the gate's" in answer.note
+    page = Page(to_html(result, WHEN))
+    number = verdict(result).answers.index(answer) + 1
+    assert page.all("a") == [{"href": f"#note-{number}"}]
+    assert [one for _, one in page.seen if one.get("id") == f"note-{number}"]
+    assert answer.note in told(to_html(result, WHEN))
+    assert "not comparable with the gate's" in to_markdown(result, WHEN)
+    document = json.loads(to_json(result, WHEN))["verdict"]["answers"][number - 1]
+    assert document["text"] == f"{answer.text}. {answer.note}"
+
+
+def test_two_reports_are_told_apart_by_the_file_and_its_hash():
+    one = plain()
+    other = dataclasses.replace(one, model_sha256="12345678" * 8)
+    title, changed = (
+        html.unescape(to_html(result, WHEN).split("<title>")[1].split("</title>")[0])
+        for result in (one, other)
+    )
+    assert title == "net.onnx abababab on imx500: passed"
+    assert changed == "net.onnx 12345678 on imx500: passed"
+    assert f"net.onnx, SHA-256 12345678, {WHEN}" in told(to_html(other, WHEN))
+    assert f"net.onnx, {WHEN}" in told(to_html(dataclasses.replace(one, model_sha256=""), WHEN))
+
+
+def test_a_name_breaks_before_dots_and_slashes_only():
+    result = plain()
+    assert result.facts is not None
+    layers = tuple(
+        dataclasses.replace(one, name=name)
+        for one, name in zip(result.facts.layers, ("a_1.conv.0", "/up/up.1/Conv", ".x", ""), strict=False)
+    )
+    page = to_html(dataclasses.replace(result, facts=dataclasses.replace(result.facts, layers=layers)), WHEN)
+    assert '<span class="part">a_1<wbr>.conv<wbr>.0</span>' in page
+    assert (
+        '<span class="part">/up</span><span class="part">/up<wbr>.1</span><span class="part">/Conv</span>'
+    ) in page
+    assert '<span class="part">.x</span>' in page
 
 
 def test_what_may_not_fit_is_not_passed():
