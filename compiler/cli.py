@@ -6,8 +6,8 @@ them, so that `--help` answers at once. JSON goes to stdout alone; progress and 
 
 from __future__ import annotations
 
-import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -22,11 +22,14 @@ from compiler.simulator_cli import diff_command, sensitivity_command, simulate_c
 from compiler.student_cli import evaluate_command, teach_command, train_command
 from passes.diagnostics import Diagnostic
 from passes.errors import (
+    EnvironmentFault,
     ExitCode,
     InputError,
     TargetViolation,
     ToolError,
     first_line,
+    missing_package,
+    not_readable,
     system_error,
 )
 
@@ -375,11 +378,9 @@ def compile_main() -> None:
 def _end(code: int) -> NoReturn:
     """End the process; a check does so without first taking its graphs apart node by node.
 
-    With torch come threads and libraries that want to be closed, so it ends as Python ends, but for the
-    search for cycles among what goes anyway.
+    With torch come threads and libraries that want to be closed, so it ends as Python ends.
     """
     if "torch" in sys.modules:
-        gc.freeze()
         sys.exit(code)
     try:
         for stream in (sys.stdout, sys.stderr):
@@ -402,11 +403,9 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         _print_diagnostics(error.diagnostics)
         return _fail(error)
     except ToolError as error:
-        return _fail(error)
+        return _fail(_missing_package(error, name, arguments) or error, error)
     except TyperException as error:
-        message = getattr(error, "format_message", error.__str__)()
-        print(f"error: {message} Fix: `{name} --help` shows what is accepted", file=sys.stderr)
-        return ExitCode.USER
+        return _fail(_usage_error(error, _typed(name, arguments)))
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as end:
@@ -420,6 +419,9 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     except Exception as error:
         if os.environ.get("PICOSAM2_DEBUG"):
             raise
+        missing = _missing_package(error, name, arguments)
+        if missing is not None:
+            return _fail(missing, error)
         print(
             f"error: internal error, {type(error).__name__}: {first_line(error)}\n"
             "This is a defect of picosam2-compile. PICOSAM2_DEBUG=1 shows where; please report it.",
@@ -431,6 +433,76 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     if code == ExitCode.INTERRUPTED:  # Typer made it of a KeyboardInterrupt
         return _interrupted()
     return code if isinstance(code, int) else ExitCode.FINE
+
+
+def _missing_package(error: Exception, name: str, arguments: list[str]) -> ToolError | None:
+    """The package that is not installed, where that is why it failed.
+
+    A library, or our own code around it, may have taken the failed import for a fault of the user's input.
+    """
+    if isinstance(error, EnvironmentFault):  # it says so itself
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError):
+            return missing_package(cause, f"`{_typed(name, arguments)}`")
+        cause = cause.__cause__
+    return None
+
+
+def _typed(name: str, arguments: list[str]) -> str:
+    """The command as it was typed, without its arguments; `picosam2-compile` is one by itself."""
+    known = name == app.info.name and any(arguments[0] == one.name for one in app.registered_commands)
+    return f"{name} {arguments[0]}" if known else name
+
+
+def _usage_error(error: TyperException, typed: str) -> InputError:
+    """What Typer refused, as a message of ours: the option, the value given, and what it has to be."""
+    message = getattr(error, "format_message", error.__str__)()
+    fix = f"`{typed} --help` shows what is accepted"
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):
+        alike = " or ".join(sorted(error.possibilities or ()))
+        limit = f"did you mean {alike}?" if alike else _usage(error, typed)
+        return InputError(option, f"is no option of {typed}", limit, fix)
+    if option is not None:  # "Option '--out' requires an argument.", or that it does not take one
+        found = message.rstrip(".").removeprefix(f"Option {option!r} ")
+        given = "none was given" if found.startswith("requires") else "one was given"
+        return InputError(option, found, given, fix)
+    parameter = getattr(error, "param", None)
+    if parameter is None:
+        found = message[:1].lower() + message[1:].rstrip(".")
+        return InputError(typed, found, _usage(error, typed), fix)
+    thing = parameter.metavar or parameter.name
+    if parameter.param_type_name == "option":
+        thing = max(parameter.opts, key=len)
+    refused = getattr(error.__cause__, "errors", None)  # pydantic's, where it is about a value
+    if refused is not None:
+        first = refused()[0]
+        return InputError(thing, repr(first["input"]), _limit(first["msg"]), fix)
+    if not error.message:
+        metavar = f" {parameter.metavar}" if parameter.param_type_name == "option" else ""
+        return InputError(thing, "is missing", f"{typed} needs it", f"give {thing}{metavar}; {fix}")
+    unreadable = re.fullmatch(r"\w+ '(.*)' is not readable\.", error.message)
+    if unreadable is not None:
+        return not_readable(f"{thing} {unreadable[1]}", unreadable[1])
+    return InputError(thing, error.message.rstrip("."), _usage(error, typed), fix)
+
+
+def _limit(message: str) -> str:
+    """What a value has to be, of pydantic's sentence about the one that was given."""
+    if " is not one of " in message:
+        return "one of " + message.split(" is not one of ")[1].rstrip(".")
+    return message.removeprefix("Input should be ").split(", unable to")[0]
+
+
+def _usage(error: TyperException, typed: str) -> str:
+    """What the command takes, in one line: `picosam2 check [OPTIONS] MODEL`."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return f"what {typed} takes"
+    pieces = (piece.strip("{}") for piece in context.command.collect_usage_pieces(context))
+    return " ".join([typed, *pieces])
 
 
 def _terminate_like_interrupt() -> None:

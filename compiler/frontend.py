@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from passes import contract as contracts
 from passes import graph as graphs
 from passes.contract import InputContract
 from passes.diagnostics import Diagnostic, Severity
-from passes.errors import InputError, first_line
+from passes.errors import InputError, first_line, not_readable
 from passes.fix_batch import forget_shapes
 from passes.imx500.geometry import constant_ints, input_at, int_attribute, ints_attribute
 from passes.imx500.stage import LARGE, float_view
@@ -113,7 +114,9 @@ def load_model(
     if path.is_dir():
         raise InputError(f"model {path}", "is a folder", "a model file", "name the file in it")
     if path.stat().st_size == 0:
-        raise InputError(f"model {path}", "is empty (0 bytes)", "a model file", "export or save it again")
+        raise InputError(f"model {path}", "is empty (0 bytes)", "a model file", graphs.made_again(path))
+    if not os.access(path, os.R_OK):
+        raise not_readable(f"model {path}", str(path))
     digest = graphs.sha256(path.read_bytes())
     read = {"torch": _from_state_dict, "pt2": _from_exported_program, "onnx": _from_onnx}[_sniff(path)]
     loaded = read(path, _Wanted(declared, size, replace_size))
@@ -128,17 +131,22 @@ def _sniff(path: Path) -> str:
         return _sniff_archive(path)
     if head[:1] == b"\x08":
         return "onnx"  # a ModelProto starts with its ir_version: field 1, a varint
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        return "torch"  # a truncated archive or an old pickle: the checkpoint reader says which
+    if head[:2] == b"PK":
+        raise _cut_off(path)  # an archive's list of members is at its end
+    if head[:1] == b"\x80":
+        return "torch"  # an old pickle: the checkpoint reader says whether it is whole
     return "onnx" if path.suffix.lower() == ".onnx" else "torch"
 
 
 def _sniff_archive(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        return "torch"  # damaged: the checkpoint reader says so
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise _cut_off(path) from error
+    if min((one.header_offset for one in members), default=0) > 0:
+        raise _cut_off(path)  # what was found is an archive within: the tensors of a .pt2 are such
+    names = [one.filename for one in members]
     way_out = "torch.save(model.state_dict(), PATH), or torch.export.save(PROGRAM, PATH)"
     wanted = "a state_dict, a torch.export program (.pt2) or ONNX"
     if any(name.endswith(PROGRAM) for name in names):
@@ -163,6 +171,15 @@ def _sniff_archive(path: Path) -> str:
     )
 
 
+def _cut_off(path: Path) -> InputError:
+    return InputError(
+        f"model {path}",
+        "is truncated or corrupt: a zip archive whose end is missing",
+        "a whole file, as torch.save or torch.export.save wrote it",
+        "copy or save it again",
+    )
+
+
 def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
     from student.checkpoint import load_checkpoint
     from student.networks import NETWORKS
@@ -174,6 +191,7 @@ def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
         contract = declared_contract(wanted.declared, 3, *(size or (PROMPT_SIZE, PROMPT_SIZE)))
         if size is not None and wanted.replace_size:
             contract = _resized(contract, *size)
+        notes = _overridden(checkpoint.contract, contract, wanted.declared)
     elif checkpoint.contract is not None:
         contract = checkpoint.contract
         contract = _resized(contract, *(size or (contract.height, contract.width)))
@@ -201,8 +219,8 @@ def _from_state_dict(path: Path, wanted: _Wanted) -> Loaded:
         )
     network = NETWORKS[checkpoint.network_name]()
     network.load_state_dict(checkpoint.state_dict)
-    model = _export(network, (_zeros(contract),))
-    loaded = _finish(model, ModelKind.STATE_DICT, checkpoint.network_name, contract, notes)
+    model = _export(path, network, (_zeros(contract),))
+    loaded = _finish(path, model, ModelKind.STATE_DICT, checkpoint.network_name, contract, notes)
     return dataclasses.replace(loaded, protocol=checkpoint.protocol)
 
 
@@ -210,7 +228,7 @@ def _from_exported_program(path: Path, wanted: _Wanted) -> Loaded:
     from compiler.exported_program import load_program
 
     module, arguments = load_program(path)
-    return _onnx_model(_export(module, arguments), path, ModelKind.EXPORTED_PROGRAM, wanted)
+    return _onnx_model(_export(path, module, arguments), path, ModelKind.EXPORTED_PROGRAM, wanted)
 
 
 def _from_onnx(path: Path, wanted: _Wanted) -> Loaded:
@@ -244,6 +262,7 @@ def _onnx_model(model: ir.Model, path: Path, kind: ModelKind, wanted: _Wanted) -
         contract = declared_contract(wanted.declared, channels, height, width)
         if wanted.replace_size:
             contract = _resized(contract, height, width)
+        notes = _overridden(stored, contract, wanted.declared)
     elif stored is not None:
         contract = _resized(stored, height, width)
     elif kind is ModelKind.QUANTIZED_ONNX:
@@ -261,7 +280,7 @@ def _onnx_model(model: ir.Model, path: Path, kind: ModelKind, wanted: _Wanted) -
             f"the model's input is {channels}x{height}x{width}",
             "give a contract of the model's own shape",
         )
-    return _finish(model, kind, path.stem, contract, notes)
+    return _finish(path, model, kind, path.stem, contract, notes)
 
 
 def _channels(value: ir.Value) -> int:
@@ -270,10 +289,16 @@ def _channels(value: ir.Value) -> int:
 
 
 def _finish(
-    model: ir.Model, kind: ModelKind, network: str, contract: InputContract, notes: tuple[Diagnostic, ...]
+    path: Path,
+    model: ir.Model,
+    kind: ModelKind,
+    network: str,
+    contract: InputContract,
+    notes: tuple[Diagnostic, ...],
 ) -> Loaded:
-    _require_finite(model)
+    _require_finite(path, model)
     graphs.write_contract(model, contract)
+    model.meta[graphs.FILE_KEY] = str(path)
     return Loaded(model, kind, network, contract, (*notes, *_symbolic_batches(model)))
 
 
@@ -555,6 +580,35 @@ def _assumed(name: str, meaning: str) -> Diagnostic:
     )
 
 
+def _overridden(
+    stored: InputContract | None, contract: InputContract, declared: str
+) -> tuple[Diagnostic, ...]:
+    """A warning where --input contradicts what the file itself says; sizes apart."""
+    if stored is None or _resized(stored, contract.height, contract.width) == contract:
+        return ()
+    return (
+        Diagnostic(
+            rule="input/contract-overridden",
+            severity=Severity.WARNING,
+            node="",
+            module="",
+            found=f"--input {declared} in place of the contract that the file carries: {_formula(stored)}",
+            limit=f"taken: {_formula(contract)}",
+            fix="leave --input out, unless the file is wrong",
+            source="passes/contract.py",
+        ),
+    )
+
+
+def _formula(contract: InputContract) -> str:
+    """What becomes of a pixel, in the words of `passes.contract`: numbers to four digits."""
+    scale, offset = (
+        "/".join(f"{number:.4g}" for number in dict.fromkeys(numbers))
+        for numbers in (contract.scale, contract.offset)
+    )
+    return f"{contract.colour_order} {'-128..127' if contract.signed else '0..255'} * {scale} + {offset}"
+
+
 def _symbolic_batches(model: ir.Model) -> tuple[Diagnostic, ...]:
     symbolic = [
         value.name or ""
@@ -576,7 +630,7 @@ def _symbolic_batches(model: ir.Model) -> tuple[Diagnostic, ...]:
     )
 
 
-def _require_finite(model: ir.Model) -> None:
+def _require_finite(path: Path, model: ir.Model) -> None:
     """Refuse NaN anywhere, and infinities in arrays (a scalar bound may be infinite)."""
     constants = [node.outputs[0] for node in model.graph if node.op_type == "Constant"]
     for value in (*model.graph.initializers.values(), *constants):
@@ -585,14 +639,17 @@ def _require_finite(model: ir.Model) -> None:
             array = graphs.const_array(value)
         except Exception as error:  # the tensor's bytes and its shape contradict each other
             raise InputError(
-                f"weight {name}", f"cannot be read: {first_line(error)}", "a whole tensor", "export it again"
+                f"model {path}, weight {name}",
+                f"cannot be read: {first_line(error)}",
+                "a whole tensor",
+                graphs.made_again(path),
             ) from error
         if array is None or array.dtype.kind != "f" or np.isfinite(array).all():
             continue
         bad = np.isnan(array) if array.ndim == 0 else ~np.isfinite(array)
         if bad.any():
             raise InputError(
-                f"weight {name}",
+                f"model {path}, weight {name}",
                 f"{int(bad.sum())} of {array.size} values are NaN or infinite",
                 "finite weights",
                 "the training diverged: take an earlier checkpoint",
@@ -605,8 +662,11 @@ def _zeros(contract: InputContract) -> torch.Tensor:
     return torch.zeros(1, contract.channels, contract.height, contract.width)
 
 
-def _export(module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
-    """torch.onnx.export of a module in evaluation mode, batch norms unfolded where the exporter lets us."""
+def _export(path: Path, module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
+    """torch.onnx.export of a module in evaluation mode, batch norms unfolded where the exporter lets us.
+
+    `path` is the file that the module is from.
+    """
     import warnings
 
     import torch
@@ -632,7 +692,7 @@ def _export(module: torch.nn.Module, arguments: tuple[Any, ...]) -> ir.Model:
             )
     except Exception as error:  # the exporter raises many kinds
         raise InputError(
-            "model",
+            f"model {path}",
             f"torch cannot export it to ONNX: {first_line(error)}",
             f"operators of ONNX opset {OPSET}",
             "replace the operator in the torch model",

@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from passes.errors import InputError, system_error
+from passes.errors import EnvironmentFault, InputError, system_error
+from passes.files import PACKAGE_MANIFEST
 from passes.graph import sha256
 
-MANIFEST = "manifest.json"
+MANIFEST = PACKAGE_MANIFEST
 FORMAT = "picosam2-compile package"
 FAILED_RUN = "picosam2-compile failed run"
 """The format of OUT.failed/ (`compiler.reports.failed_run`)."""
@@ -75,10 +76,19 @@ def require_writable(out: Path, model: Path) -> None:
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    try:  # permissions alone do not tell: a virtual or read-only file system refuses even root
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=parent):
+            pass
+    except OSError as error:
+        fault = system_error(error, f"--out {out}")
+        if isinstance(fault, EnvironmentFault):
+            raise fault from error
         raise InputError(
-            f"--out {out}", f"{parent} is not writable", "a folder you may write to", "choose another place"
-        )
+            f"--out {out}",
+            f"{parent} is not writable ({fault.found})",
+            "a folder you may write to",
+            "choose another place",
+        ) from error
 
 
 def _other_files(folder: Path, own: Collection[str], within: str = "") -> Iterator[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import shlex
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar
 
 from passes.diagnostics import Diagnostic
+from passes.light_imports import installed
 
 
 class ExitCode(IntEnum):
@@ -24,6 +27,18 @@ class ExitCode(IntEnum):
     """The vendor tool or the environment failed."""
     INTERRUPTED = 130
     """The process was interrupted, as the shell counts."""
+
+
+OURS = ("compiler", "calib", "student", "passes")
+"""Packages of this project: one that is missing is a defect."""
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "edgemdt_tpc": "edge-mdt-tpc",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+"""What pip calls a package, where that is not what Python calls it."""
 
 
 def first_line(error: BaseException) -> str:
@@ -64,6 +79,24 @@ class GateFailed(ToolError):
     exit_code = ExitCode.GATE
 
 
+def not_readable(thing: str, path: str) -> InputError:
+    """A file or folder that is there, and that the user may not read; X is for folders alone."""
+    return InputError(thing, "is not readable", "a path that you may read", f"chmod u+rX {shlex.quote(path)}")
+
+
+def missing_package(error: ModuleNotFoundError, command: str) -> EnvironmentFault | None:
+    """A package of somebody else's that is not installed; None where it is: then it is a defect of ours."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package in OURS or installed(package):
+        return None
+    return EnvironmentFault(
+        f"package {DISTRIBUTIONS.get(package, package)}",
+        "is not installed",
+        f"{command} needs it for what it was given",
+        "install this project whole, not a part of it: `pip install FOLDER`, FOLDER being its checkout",
+    )
+
+
 def system_error(error: OSError, thing: str = "") -> ToolError:
     """What the operating system refused: a path of the user's, or a machine without room.
 
@@ -72,9 +105,10 @@ def system_error(error: OSError, thing: str = "") -> ToolError:
     thing, found = thing or str(error.filename or "the file system"), str(error.strerror or error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE):
         return EnvironmentFault(thing, found, "a machine with room", "free it, then run the command again")
-    return InputError(
-        thing, found, "a path that can be read and written", "correct the path or its permissions"
-    )
+    fix = "correct the path or its permissions"
+    if error.errno == errno.EACCES and error.filename is not None and os.path.exists(error.filename):
+        fix = f"chmod u+rwX {shlex.quote(str(error.filename))}, or give another path"
+    return InputError(thing, found, "a path that can be read and written", fix)
 
 
 class TargetViolation(ToolError):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from passes.contract import METADATA_KEY, InputContract
 from passes.errors import InputError, first_line
-from passes.files import write_beside
+from passes.files import PACKAGE_MANIFEST, write_beside
 
 MODULE_KEY = "picosam2.module"
 """Key in a node's metadata_props: dotted path of the torch module the node came from."""
@@ -21,6 +21,9 @@ LINE_KEY = "picosam2.line"
 """Key in a node's metadata_props: `FILE:LINE` of the user's torch code that the node came from."""
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+FILE_KEY = "picosam2.file"
+"""Key in the meta of a model that was loaded: its file, for messages. It is never stored."""
+
 QUANTIZER_DOMAIN = "mct_quantizers"
 """Domain of the vendor dialect's quantizer nodes."""
 
@@ -34,7 +37,7 @@ def load(path: Path) -> ir.Model:
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"model {path}", found, "an ONNX file", "correct the path")
     if path.stat().st_size == 0:
-        raise InputError(f"model {path}", "is empty (0 bytes)", "an ONNX file", "export the model again")
+        raise InputError(f"model {path}", "is empty (0 bytes)", "an ONNX file", made_again(path))
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own kinds, which differ between its versions
@@ -42,7 +45,7 @@ def load(path: Path) -> ir.Model:
             f"model {path}",
             f"cannot be read as ONNX ({first_line(error)})",
             "a complete ONNX file",
-            "export the model again",
+            made_again(path),
         ) from error
     try:
         onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
@@ -62,7 +65,7 @@ def load(path: Path) -> ir.Model:
             "copy them there, or save the model in one file: onnx.save(onnx.load(PATH), NEW)",
         ) from error
     if not proto.graph.node and not proto.graph.output:
-        raise InputError(f"model {path}", "holds no graph", "an ONNX model", "export the model again")
+        raise InputError(f"model {path}", "holds no graph", "an ONNX model", made_again(path))
     try:
         return from_proto(proto)
     except Exception as error:  # onnx_ir raises several kinds on graphs that contradict themselves
@@ -70,8 +73,21 @@ def load(path: Path) -> ir.Model:
             f"model {path}",
             f"is no valid graph: {first_line(error)}",
             "a model that onnx.checker.check_model accepts",
-            "export the model again",
+            made_again(path),
         ) from error
+
+
+def made_again(path: Path) -> str:
+    """How to come by a model file that is damaged: one in a package was compiled, another was exported."""
+    if (path.parent / PACKAGE_MANIFEST).is_file():
+        return "compile it again, or copy the package again"
+    return "export the model again, or copy it again"
+
+
+def message_name(model: ir.Model) -> str:
+    """The model as a message names it: by its file, where it came from one."""
+    file = model.meta.get(FILE_KEY)
+    return "model" if file is None else f"model {file}"
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:

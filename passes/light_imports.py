@@ -24,7 +24,16 @@ UNUSED = ("torch", "rich")
 
 DEFERRED = ("sympy", "onnxsim.pruning", "onnxruntime")
 """Loaded when something of them is first used: onnxsim's simplifier only names two types of the second, and
-runs the third where a graph has constants to fold."""
+runs the third where a graph has constants to fold. One that is not installed is not deferred: onnxsim folds
+constants without onnxruntime too, where its import says so at once."""
+
+
+def installed(name: str) -> bool:
+    """A package of this name can be imported, loaded or not."""
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a finder of somebody else's; None in sys.modules
+        return False
 
 
 class DeferredModule(ModuleType):
@@ -64,7 +73,11 @@ def light_imports() -> Iterator[None]:
     Afterwards every import is as it was. A package that is loaded already stays: there is nothing to gain.
     Not for use beside other threads that import.
     """
-    deferred = {name: DeferredModule(name) for name in DEFERRED if name not in sys.modules}
+    deferred = {
+        name: DeferredModule(name)
+        for name in DEFERRED
+        if name not in sys.modules and installed(name.partition(".")[0])
+    }
     changed: dict[str, Any] = {name: None for name in UNUSED if name not in sys.modules} | deferred
     sys.modules.update(changed)
     try:

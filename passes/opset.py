@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from passes.errors import InputError, first_line
-from passes.graph import from_proto, to_proto
+from passes.graph import from_proto, message_name, to_proto
 
 OLDEST = 13
 """From here on the operators of the target are spelled as the passes and rules expect."""
@@ -28,7 +28,7 @@ class RaiseOpset(ir.passes.FunctionalPass):
             raised = onnx.version_converter.convert_version(to_proto(model), RAISED_TO)
         except Exception as error:  # the C++ converter raises RuntimeError and its own kinds
             raise InputError(
-                "model",
+                message_name(model),
                 f"opset {_opset(model)} cannot be raised to {RAISED_TO}: {first_line(error)}",
                 f"opset {OLDEST} or newer",
                 f"export it again with opset_version={RAISED_TO}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from passes import graph as graphs
 from passes.explicit_pads import ExplicitPads
 from passes.fix_batch import FixBatch
 from passes.floor_pools import FloorPools
@@ -56,6 +57,8 @@ def apply(model: ir.Model, transform: Transform) -> tuple[ir.Model, bool]:
     graph_pass.requires(model)
     result = graph_pass.call(model)
     graph_pass.ensures(result.model)
+    if graphs.FILE_KEY in model.meta:  # a pass that makes a new model does not know of it
+        result.model.meta[graphs.FILE_KEY] = model.meta[graphs.FILE_KEY]
     return result.model, result.modified
 
 

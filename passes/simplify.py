@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from passes.errors import InputError, first_line
-from passes.graph import STANDARD_DOMAINS, from_proto, to_proto
+from passes.graph import STANDARD_DOMAINS, from_proto, message_name, to_proto
 from passes.light_imports import bare_package, light_imports
 from passes.names import NameEverything
 
@@ -48,7 +48,7 @@ class Simplify(ir.passes.FunctionalPass):
         )
         if foreign:
             raise InputError(
-                "model",
+                message_name(model),
                 f"custom operators: {', '.join(foreign[:5])}" + (" ..." if len(foreign) > 5 else ""),
                 "operators of the ONNX standard",
                 "export without the custom operators, or replace them by standard ones",
@@ -56,10 +56,10 @@ class Simplify(ir.passes.FunctionalPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         proto = to_proto(model)
-        simple = _simplified(proto, SKIPPED)
+        simple = _simplified(message_name(model), proto, SKIPPED)
         padded = _overpadded(simple)
         if padded and padded - _overpadded(proto):
-            simple = _simplified(proto, (*SKIPPED, *FUSE_PAD))
+            simple = _simplified(message_name(model), proto, (*SKIPPED, *FUSE_PAD))
         simple.producer_name, simple.producer_version = proto.producer_name, proto.producer_version
         del simple.metadata_props[:]
         simple.metadata_props.extend(proto.metadata_props)
@@ -85,7 +85,7 @@ def _simplifier() -> Callable[..., tuple[onnx.ModelProto, bool]]:
     return found
 
 
-def _simplified(proto: onnx.ModelProto, skipped: Sequence[str]) -> onnx.ModelProto:
+def _simplified(named: str, proto: onnx.ModelProto, skipped: Sequence[str]) -> onnx.ModelProto:
     simplify = _simplifier()
     try:
         simple = simplify(
@@ -98,7 +98,7 @@ def _simplified(proto: onnx.ModelProto, skipped: Sequence[str]) -> onnx.ModelPro
         )[0]
     except Exception as error:  # onnxsim raises the C++ kinds of several libraries
         raise InputError(
-            "model",
+            named,
             f"cannot be simplified: {first_line(error)}",
             "a graph that onnx.checker accepts",
             "run onnx.checker.check_model on it and export it again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from compiler import cli
 from passes import contract as contracts
 from passes import graph as graphs
+from passes.errors import InputError
 from tests.graphs import model, node
 
 
@@ -131,6 +133,106 @@ def test_usage_errors_exit_1_with_one_message(arguments, word, legal_onnx, capsy
     assert "Traceback" not in captured.err
     assert captured.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (
+            "compile m --calib-count 0",
+            "--calib-count: '0' (greater than or equal to 1). Fix: `picosam2 compile --help`",
+        ),
+        ("train --steps x", "--steps: 'x' (a valid integer). Fix: `picosam2 train --help`"),
+        ("compile m --seed 4294967296", "--seed: '4294967296' (less than or equal to 4294967295). Fix:"),
+        ("simulate p --engine slow", "--engine: 'slow' (one of 'fast', 'imx500', 'reference'). Fix:"),
+        (
+            "compile m --targt imx500",
+            "--targt: is no option of picosam2 compile (did you mean --memory-target or --target?). Fix:",
+        ),
+        ("check m --zzz", "--zzz: is no option of picosam2 check (picosam2 check [OPTIONS] MODEL). Fix:"),
+        (
+            "gate p",
+            "--data: is missing (picosam2 gate needs it). Fix: give --data SRC; `picosam2 gate --help` shows",
+        ),
+        ("check", "MODEL: is missing (picosam2 check needs it). Fix: give MODEL; `picosam2 check --help`"),
+        ("check m --weight-bits", "--weight-bits: requires an argument (none was given). Fix:"),
+        ("check m --fix=3", "--fix: does not take a value (one was given). Fix: `picosam2 check --help`"),
+        ("check m n", "unexpected extra argument(s) (n) (picosam2 check [OPTIONS] MODEL). Fix:"),
+        ("chek m", "picosam2: no such command 'chek'. Did you mean 'check'?"),
+        (
+            "--zzz",
+            "--zzz: is no option of picosam2 (picosam2 [OPTIONS] COMMAND [ARGS]...). Fix: `picosam2 --help`",
+        ),
+    ],
+)
+def test_a_usage_error_names_the_option_the_value_the_limit_and_the_help(typed, told, capsys):
+    assert cli.run(typed.split()) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert captured.out == ""
+
+
+def test_the_other_script_names_itself(capsys):
+    assert cli.run(["compile", "m", "--seed", "-1"], name="picosam2-compile") == 1
+    assert "Fix: `picosam2-compile --help` shows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "picosam2-compile"}])
+def test_a_file_without_read_permission(options, legal_onnx, monkeypatch, capsys):
+    allowed = os.access  # root may read everything
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **_: str(path) != str(legal_onnx) and allowed(path, mode)
+    )
+    assert cli.run(["compile", str(legal_onnx)], **options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: MODEL {legal_onnx}: is not readable (a path that you may read). Fix: chmod"
+    )
+    assert error.endswith(f" u+rX {legal_onnx}\n")
+
+
+@pytest.mark.parametrize(("missing", "named"), [("nowhere", "nowhere"), ("nowhere.part", "nowhere")])
+def test_a_package_that_is_not_installed_is_the_environments(missing, named, legal_onnx, monkeypatch, capsys):
+    def breaks(*_, **__):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("compiler.checking.check_operators", breaks)
+    monkeypatch.delenv("PICOSAM2_DEBUG", raising=False)
+    assert cli.run(["check", str(legal_onnx)]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: package {named}: is not installed (`picosam2 check`")
+    assert "Fix: install this project whole" in line
+
+
+def test_a_missing_package_that_was_taken_for_a_fault_of_the_model(legal_onnx, monkeypatch, capsys):
+    def breaks(*_, **__):
+        try:
+            raise ModuleNotFoundError("No module named 'nowhere'", name="nowhere")
+        except ModuleNotFoundError as error:
+            raise InputError("model", "cannot be run", "a model", "export it again") from error
+
+    monkeypatch.setattr("compiler.checking.check_operators", breaks)
+    assert cli.run(["check", str(legal_onnx)]) == 4
+    assert capsys.readouterr().err.startswith("error: package nowhere: is not installed")
+
+
+@pytest.mark.parametrize("missing", ["compiler.nothing", "student", "numpy.nothing", None])
+def test_a_module_of_ours_that_is_missing_is_a_defect(missing, legal_onnx, monkeypatch, capsys):
+    def breaks(*_, **__):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("compiler.checking.check_operators", breaks)
+    monkeypatch.delenv("PICOSAM2_DEBUG", raising=False)
+    assert cli.run(["check", str(legal_onnx)]) == 4
+    assert "This is a defect" in capsys.readouterr().err
+
+
+def test_a_place_that_takes_no_package_is_told_before_anything_is_read(legal_onnx, monkeypatch, capsys):
+    monkeypatch.setattr("compiler.driver.load_model", lambda *_, **__: pytest.fail("the model was read"))
+    assert cli.run(["compile", str(legal_onnx), "--out", "/proc/x", "--no-convert", "-q"]) == 1
+    assert "error: --out /proc/x: /proc is not writable" in capsys.readouterr().err
 
 
 def test_broken_and_missing_calibration_pictures(legal_onnx, tmp_path, capsys):

@@ -155,7 +155,12 @@ def test_onnx_with_a_stored_contract_an_assumed_one_and_a_declared_one(tmp_path)
     stored = contracts.centred(3, 8, 8)
     with_contract = save_onnx(tmp_path / "a.onnx", [1, 3, 8, 8], contract=stored)
     assert load_model(with_contract).contract == stored
-    assert load_model(with_contract, declared="unit").contract == contracts.unit(3, 8, 8)
+    overridden = load_model(with_contract, declared="unit")
+    assert overridden.contract == contracts.unit(3, 8, 8)
+    (note,) = overridden.notes
+    assert (note.rule, note.severity.value) == ("input/contract-overridden", "warning")
+    assert "--input unit" in note.found
+    assert load_model(with_contract, declared="centred").notes == ()
     without = load_model(save_onnx(tmp_path / "b.onnx", [1, 3, 8, 8]))
     assert without.contract == contracts.imagenet(8, 8)
     assert [note.severity.value for note in without.notes] == ["warning"]
@@ -191,7 +196,7 @@ def test_weights_that_are_no_numbers(tmp_path, bad):
     weight[0, 0, 0, :2] = bad
     built = model([node("Conv", ["x", "stem.w"], ["y"])], {"x": [1, 3, 8, 8]}, ["y"], {"stem.w": weight})
     graphs.save(built, tmp_path / "a.onnx")
-    with pytest.raises(InputError, match=r"weight stem\.w: 2 of 108"):
+    with pytest.raises(InputError, match=r"a\.onnx, weight stem\.w: 2 of 108"):
         load_model(tmp_path / "a.onnx")
 
 
@@ -210,6 +215,51 @@ def test_broken_files(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_model(path)
+
+
+def test_a_file_that_was_cut_off_is_called_so_at_every_length(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    whole = {name: tmp_path / name for name in ("whole.pt2", "whole.pt")}
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), whole["whole.pt2"])
+    torch.save(network.state_dict(), whole["whole.pt"])
+    for name, file in whole.items():
+        content = file.read_bytes()
+        path = tmp_path / f"cut-{name}"
+        # every region: within the first header, between members, and behind archives within the archive
+        ends = [len(content) - missing for missing in (1, 2, 22, 99)]
+        for length in (1, 2, 3, 5, 22, 100, *range(150, len(content), 450), *ends):
+            path.write_bytes(content[:length])
+            with pytest.raises(InputError, match="truncated or corrupt") as caught:
+                load_model(path)
+            assert "permission" not in str(caught.value), length
+            assert str(path) in str(caught.value), length
+
+
+def test_a_file_that_one_may_not_read(tmp_path, monkeypatch):
+    path = save_onnx(tmp_path / "a b.onnx", [1, 3, 8, 8])
+    monkeypatch.setattr("os.access", lambda file, mode: False)  # root may read everything
+    with pytest.raises(InputError, match=rf"not readable.*chmod u\+rX '{path}'"):
+        load_model(path)
+
+
+def test_a_damaged_graph_of_a_package_is_compiled_again_and_another_exported(tmp_path):
+    path = save_onnx(tmp_path / "model_quant.onnx", [1, 3, 8, 8])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="Fix: export the model again, or copy it again"):
+        load_model(path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="Fix: compile it again, or copy the package again"):
+        load_model(path)
+
+
+def test_a_transform_that_refuses_a_model_names_its_file(tmp_path):
+    path = save_onnx(tmp_path / "strange.onnx", ["n", 3, 8, 8])
+    proto = onnx.load(path)
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "mine", "Strange"
+    proto.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    onnx.save(proto, path)
+    with pytest.raises(InputError, match=rf"^model {path}: custom operators: mine::Strange"):
+        apply_all(load_model(path).model)
 
 
 def test_what_is_no_file(tmp_path):

@@ -95,6 +95,22 @@ def test_free_names_empty_folders_and_packages_are_fine(tmp_path):
     assert set(everything(tmp_path / "package")) == {*FILES, "manifest.json"}
 
 
+@pytest.mark.parametrize("out", ["/proc/x", "/proc/x/y"])
+def test_a_file_system_that_takes_no_folder(tmp_path, out):
+    """Root has every permission there, and makes nothing."""
+    with pytest.raises(InputError, match=rf"--out {out}: /proc is not writable"):
+        package.require_writable(Path(out), tmp_path / "model.pt")
+
+
+def test_a_disk_without_room_is_told_at_the_start(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        package.require_writable(tmp_path / "out", tmp_path / "model.pt")
+
+
 def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not writable"):

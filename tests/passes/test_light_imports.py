@@ -6,7 +6,7 @@ import gc
 import subprocess
 import sys
 
-from passes.light_imports import without_collector
+from passes.light_imports import installed, light_imports, without_collector
 
 CODE = """
 import sys
@@ -38,6 +38,15 @@ assert isinstance(onnxsim.pruning.EmbeddingPruningResult, type)
 def test_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_not_installed_is_not_deferred(monkeypatch):
+    """Or `try: import` would find a stand-in, and the program miss its back end in the middle of its work."""
+    monkeypatch.setattr("passes.light_imports.DEFERRED", ("nowhere", "nowhere.part"))
+    with light_imports():
+        assert not {"nowhere", "nowhere.part"} & set(sys.modules)
+    assert installed("numpy")
+    assert not installed("nowhere")
 
 
 def test_the_collector_rests_and_wakes():

@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +97,36 @@ class Replay:
 
     Args:
         recorded: integers [N, ...] by output name, or the camera's tensors under `RAW` names.
+        inputs: how many will be asked about.
+        file: where it is from, for messages.
 
-    Raises Problem for a recording of another network.
+    Raises Problem for a recording of another network, and for one of fewer inputs.
     """
 
-    def __init__(self, facts: Facts, recorded: Mapping[str, Integers]) -> None:
-        for output in () if RAW.format(0, 0) in recorded else facts.outputs:
+    def __init__(self, facts: Facts, recorded: Mapping[str, Integers], inputs: int, file: str) -> None:
+        raw = RAW.format(0, 0) in recorded
+        for output in () if raw else facts.outputs:
             array = recorded.get(output.name)
             if array is None:
-                raise Problem("recording", f"no output {output.name}", "all outputs", "record again")
+                raise Problem(f"recording {file}", f"no output {output.name}", "all outputs", "record again")
             if array.dtype.kind not in "iu" or array.shape[1:] != output.shape:
                 raise Problem(
-                    f"recording, output {output.name}",
+                    f"recording {file}, output {output.name}",
                     f"{array.dtype} {list(array.shape)}",
                     f"integers [N, {', '.join(map(str, output.shape))}]",
                     SAME_NETWORK,
                 )
+        if raw:
+            answered = next(number for number in count() if RAW.format(number, 0) not in recorded)
+        else:
+            answered = min(len(recorded[output.name]) for output in facts.outputs)
+        if answered < inputs:
+            raise Problem(
+                f"recording {file}",
+                f"answers to {answered} inputs",
+                f"{inputs}, one for each input of the package",
+                "record again, with this device-check",
+            )
         self._outputs, self._recorded, self._next = facts.outputs, recorded, 0
         self._listing = facts.listings[0]
 
@@ -125,11 +140,6 @@ class Replay:
         outputs = []
         for index in self._listing:
             output = self._outputs[index]
-            count = len(self._recorded.get(output.name, ()))
-            if number >= count:
-                raise Problem(
-                    "recording", f"{max(count, number)} inputs", "one for each input", "record again"
-                )
             outputs.append(self._recorded[output.name][number].astype(np.float64) * output.step)
         return Answer(tuple(outputs), None, None)
 
@@ -287,7 +297,7 @@ def check(folder: Path, network: Path | None, replay: Path | None, record: Path 
     names = [output.name for output in facts.outputs]
     expected = [(one.numerics, _arrays(folder / one.file, names)) for one in facts.expected]
     if replay is not None:
-        answers = run(inputs, Replay(facts, read_arrays(replay)))
+        answers = run(inputs, Replay(facts, read_arrays(replay), len(inputs), str(replay)))
     else:
         assert network is not None  # the command line demands one of the two
         with open_camera(network, facts.input) as camera:

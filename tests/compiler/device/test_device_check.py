@@ -20,7 +20,7 @@ from compiler.device.on_the_pi.camera import Answer, InjectingCamera
 from compiler.device.on_the_pi.outputs import Input, Problem, facts_from, read_arrays, read_facts
 from compiler.inspection.recording import read_recording
 from compiler.simulator.engine import compile_program
-from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500
+from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500, label
 from compiler.simulator.reference import run_reference
 from compiler.simulator.requantization import Rounding
 from passes.errors import EnvironmentFault
@@ -76,8 +76,9 @@ def expected(folder, facts):
 
 def replayed(facts, arrays) -> list[Answer]:
     """What a camera would hand over for recorded integers."""
-    camera = pi_check.Replay(facts, arrays)
-    return [camera.run(np.zeros(SHAPE)) for _ in range(len(next(iter(arrays.values()))))]
+    inputs = len(next(iter(arrays.values())))
+    camera = pi_check.Replay(facts, arrays, inputs, "found.npz")
+    return [camera.run(np.zeros(SHAPE)) for _ in range(inputs)]
 
 
 def chip(model, numerics, **choices) -> ChipStandIn:
@@ -103,7 +104,7 @@ def test_the_folder_is_complete_small_and_the_same_each_time(model, written):
 
 def test_every_numerics_is_expected_and_equals_the_simulator(model, facts, inputs, expected):
     names = [name for numerics, _ in expected for name in numerics]
-    assert names == [device_check.describe(one) for one in (DIALECT, *UNKNOWNS)]
+    assert names == [label(one) for one in (DIALECT, *UNKNOWNS)]
     assert len(expected) == len(names), "the inputs tell all numerics apart"
     reference = run_reference(model, {facts.input.name: inputs[:1]})
     for name, values in expected[0][1].items():
@@ -164,16 +165,16 @@ def test_where_there_can_be_no_check_the_readme_says_why():
 # Comparing
 
 
-@pytest.mark.parametrize("numerics", [DIALECT, *UNKNOWNS], ids=device_check.describe)
+@pytest.mark.parametrize("numerics", [DIALECT, *UNKNOWNS], ids=label)
 def test_a_chip_is_told_by_its_numerics(model, facts, inputs, expected, numerics):
     """Through the driver's format: padded planes, frame counts over 255, the outputs in the other order."""
     stand_in = chip(model, numerics, listing=(1, 0), missed=(2, 20))
     answers = pi_check.run(inputs, InjectingCamera(stand_in, stand_in, facts.input))
     verdict = pi_check.judge(facts, inputs, answers, expected)
-    assert verdict.agreeing == (device_check.describe(numerics),)
+    assert verdict.agreeing == (label(numerics),)
     assert verdict.unseen is None
     said = "\n".join(pi_check.lines(facts, verdict))
-    assert f"EQUAL. Every integer is the one of: {device_check.describe(numerics)}" in said
+    assert f"EQUAL. Every integer is the one of: {label(numerics)}" in said
     assert "median of 4: network 14.250 ms, pre-processing (DSP) 1.500 ms" in said
     assert stand_in.injections > len(inputs), "missed frames are asked for again"
 
@@ -334,10 +335,15 @@ def test_the_script_runs_by_itself_and_its_exit_code_is_the_verdict(folder, fact
 def test_what_cannot_run_is_one_message_and_exit_code_1(folder, facts, tmp_path):
     assert "give network.rpk" in command(folder).stderr
     (tmp_path / "broken.npz").write_bytes(b"PK")
-    whole = (folder / "expected-dialect.npz").read_bytes()
+    whole_file = folder / "expected-dialect.npz"
+    whole = whole_file.read_bytes()
     (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
     np.save(tmp_path / "one.npy", np.zeros(3, np.int8))
     np.savez(tmp_path / "other.npz", **{one.name: np.zeros((4, 2), np.int8) for one in facts.outputs})
+    np.savez(tmp_path / "short.npz", **{name: found[:1] for name, found in read_arrays(whole_file).items()})
+    np.savez(
+        tmp_path / "short-raw.npz", **{"input 0, tensor 0": np.zeros(3), "input 0, tensor 1": np.zeros(3)}
+    )
     (tmp_path / "network.rpk").write_bytes(b"")
     for arguments, words in (
         ([tmp_path / "network.rpk"], "picamera2"),
@@ -346,7 +352,9 @@ def test_what_cannot_run_is_one_message_and_exit_code_1(folder, facts, tmp_path)
         (["--replay", tmp_path / "truncated.npz"], "cannot be read"),
         (["--replay", tmp_path / "one.npy"], "cannot be read"),
         (["--replay", tmp_path / "other.npz"], "int8 [4, 2]; expected integers [N, 1, 30, 33]"),
-        (["--replay", folder / "inputs.npz"], "no output"),
+        (["--replay", tmp_path / "short.npz"], f"{tmp_path}/short.npz: answers to 1 inputs; expected 4, one"),
+        (["--replay", tmp_path / "short-raw.npz"], "short-raw.npz: answers to 1 inputs; expected 4, one"),
+        (["--replay", folder / "inputs.npz"], "inputs.npz: no output"),
         (["--replay", folder / "inputs.npz", "--folder", tmp_path], "check.json"),
     ):
         done = command(folder, *arguments)
