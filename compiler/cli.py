@@ -22,7 +22,6 @@ from compiler.simulator_cli import diff_command, sensitivity_command, simulate_c
 from compiler.student_cli import evaluate_command, teach_command, train_command
 from passes.diagnostics import Diagnostic
 from passes.errors import (
-    EnvironmentFault,
     ExitCode,
     InputError,
     TargetViolation,
@@ -403,7 +402,7 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
         _print_diagnostics(error.diagnostics)
         return _fail(error)
     except ToolError as error:
-        return _fail(_missing_package(error, name, arguments) or error, error)
+        return _fail(missing_package(error, f"`{_typed(name, arguments)}`") or error, error)
     except TyperException as error:
         return _fail(_usage_error(error, _typed(name, arguments)))
     except (KeyboardInterrupt, typer.Abort):
@@ -419,7 +418,7 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     except Exception as error:
         if os.environ.get("PICOSAM2_DEBUG"):
             raise
-        missing = _missing_package(error, name, arguments)
+        missing = missing_package(error, f"`{_typed(name, arguments)}`")
         if missing is not None:
             return _fail(missing, error)
         print(
@@ -433,21 +432,6 @@ def run(arguments: list[str], name: str = "picosam2") -> int:
     if code == ExitCode.INTERRUPTED:  # Typer made it of a KeyboardInterrupt
         return _interrupted()
     return code if isinstance(code, int) else ExitCode.FINE
-
-
-def _missing_package(error: Exception, name: str, arguments: list[str]) -> ToolError | None:
-    """The package that is not installed, where that is why it failed.
-
-    A library, or our own code around it, may have taken the failed import for a fault of the user's input.
-    """
-    if isinstance(error, EnvironmentFault):  # it says so itself
-        return None
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ModuleNotFoundError):
-            return missing_package(cause, f"`{_typed(name, arguments)}`")
-        cause = cause.__cause__
-    return None
 
 
 def _typed(name: str, arguments: list[str]) -> str:

@@ -31,6 +31,7 @@ from passes.diagnostics import Severity
 from passes.errors import InputError, first_line
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from rich.table import Table
 
     from student.crops import Mask, Pixels, Protocol
@@ -215,6 +216,9 @@ def evaluate_model(
         )
     if chip and contestants[0].loaded is not None:
         predictor(contestants[0].loaded, threads, UNKNOWNS[0])  # refuse undecoded layers before any picture
+    for one in contestants:
+        if one.loaded is not None:
+            _picture_and_map(one.loaded)  # what does not fit is told before any picture is read
     contracts = [(one.file, one.contract) for one in contestants if one.contract is not None]
     known_protocols = [one.protocol for one in contestants if one.protocol is not None]
     named = named_protocol(protocol or next(iter(known_protocols), POINT_NATIVE_96.name))
@@ -483,23 +487,14 @@ def predictor(
     """
     from student.evaluate import network_input
 
-    inputs = graphs.real_inputs(loaded.model.graph)
-    shape = graphs.static_shape(inputs[0]) if len(inputs) == 1 else None
-    if shape is None or len(shape) != 4:
-        raise InputError(
-            f"model {loaded.network}",
-            f"{len(inputs)} inputs" if len(inputs) != 1 else f"an input of shape {shape}",
-            "one input N,C,H,W that takes the picture",
-            "evaluate a network whose only input is the picture",
-        )
-    output = loaded.model.graph.outputs[_map_output(loaded)]
+    picture, output, batch = _picture_and_map(loaded)
     probabilities = is_probability(output)
     simulated = loaded.kind is ModelKind.QUANTIZED_ONNX
-    given, wanted = inputs[0].name or "", output.name or ""
+    given, wanted = picture.name or "", output.name or ""
     if simulated:
         run = _simulated(loaded, given, wanted, threads, numerics)
     else:
-        run = _onnxruntime(loaded, given, wanted, threads, shape[0])
+        run = _onnxruntime(loaded, given, wanted, threads, batch)
 
     def predict(pixels: Pixels) -> np.ndarray:
         values = run(network_input(pixels, loaded.contract))
@@ -509,7 +504,7 @@ def predictor(
         logits: np.ndarray = np.log(inside / (1 - inside))
         return logits
 
-    return predict, None if simulated or shape[0] == 1 else shape[0]
+    return predict, None if simulated or batch == 1 else batch
 
 
 def _simulated(
@@ -559,15 +554,38 @@ def _refused(loaded: Loaded, error: Exception) -> InputError:
     )
 
 
+def _picture_and_map(loaded: Loaded) -> tuple[ir.Value, ir.Value, int | None]:
+    """The input that takes the picture, the output that is the mask, and the batch of the graph (None: any).
+
+    Raises InputError where they are not one each.
+    """
+    inputs = graphs.real_inputs(loaded.model.graph)
+    shape = graphs.static_shape(inputs[0]) if len(inputs) == 1 else None
+    if shape is None or len(shape) != 4:
+        raise InputError(
+            f"model {loaded.network}",
+            f"{len(inputs)} inputs" if len(inputs) != 1 else f"an input of shape {shape}",
+            "one input N,C,H,W that takes the picture",
+            "evaluate a network whose only input is the picture",
+        )
+    return inputs[0], loaded.model.graph.outputs[_map_output(loaded)], shape[0]
+
+
 def _map_output(loaded: Loaded) -> int:
-    """Index of the output that is the mask: the only one, else the only map of the input's size."""
+    """Index of the output that is the mask: the only map of the input's size."""
     outputs = loaded.model.graph.outputs
     size = (1, loaded.contract.height, loaded.contract.width)
-    maps = [
-        index
-        for index, value in enumerate(outputs)
-        if len(outputs) == 1 or (graphs.static_shape(value) or ())[1:] == size
-    ]
+    shapes = [graphs.static_shape(value) for value in outputs]
+    if shapes == [None]:  # running it will tell
+        return 0
+    maps = [index for index, shape in enumerate(shapes) if (shape or ())[1:] == size]
+    if len(maps) != 1 and len(outputs) == 1:
+        raise InputError(
+            f"model {loaded.network}",
+            f"output of shape [{', '.join(map(str, ('N', *(shapes[0] or ())[1:])))}]",
+            f"one map of the input's size, [N, {', '.join(map(str, size))}]",
+            "evaluate a network that puts out one logit per pixel of its input",
+        )
     if len(maps) != 1:
         raise InputError(
             f"model {loaded.network}",

@@ -84,9 +84,17 @@ def not_readable(thing: str, path: str) -> InputError:
     return InputError(thing, "is not readable", "a path that you may read", f"chmod u+rX {shlex.quote(path)}")
 
 
-def missing_package(error: ModuleNotFoundError, command: str) -> EnvironmentFault | None:
-    """A package of somebody else's that is not installed; None where it is: then it is a defect of ours."""
-    package = (error.name or "").partition(".")[0]
+def missing_package(error: BaseException, command: str) -> EnvironmentFault | None:
+    """The package of somebody else's that is not installed, where that is why `command` failed; else None.
+
+    A library, or our own code around it, may have taken the failed import for a fault of the user's input.
+    """
+    if isinstance(error, EnvironmentFault):  # it says so itself
+        return None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__
+    package = (cause.name or "").partition(".")[0] if cause is not None else ""
     if not package or package in OURS or installed(package):
         return None
     return EnvironmentFault(

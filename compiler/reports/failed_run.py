@@ -20,6 +20,7 @@ from passes.errors import (
     TargetViolation,
     ToolError,
     first_line,
+    missing_package,
     system_error,
 )
 
@@ -38,6 +39,7 @@ def failure_of(error: BaseException, step: str, purpose: str) -> Failure:
     notes = tuple(getattr(error, "__notes__", ()))
     if isinstance(error, OSError):
         error = system_error(error)
+    error = missing_package(error, "`picosam2 compile`") or error
     if isinstance(error, ToolError):
         kind = next((name for of, name in KINDS if isinstance(error, of)), "input")
         four = (error.thing, error.found, error.limit, error.fix)

@@ -101,6 +101,7 @@ def test_a_mistake_in_the_command_leaves_nothing(legal, tmp_path):
         (KeyboardInterrupt(), "interrupted", 130),
         (OSError(errno.ENOSPC, "No space left on device", "/disk/file"), "environment", 4),
         (ZeroDivisionError("a defect"), "defect", 4),
+        (ModuleNotFoundError("No module named 'nowhere'", name="nowhere"), "environment", 4),
         (MemoryError(), "defect", 4),
     ],
 )
