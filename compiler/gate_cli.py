@@ -73,9 +73,10 @@ def gate_command(
     baseline: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="JSON of an earlier `picosam2 gate` (compared instance by instance) or `picosam2 evaluate` "
-            "(by its interval): not worse than that by more than --max-drop.",
+            metavar="PATH",
+            help="An earlier package (its folder or report.json in it; it is run on the same crops), the "
+            "JSON of its gate, or that of `picosam2 evaluate` (by its interval): not worse than that by more "
+            "than --max-drop.",
             show_default=False,
         ),
     ] = None,

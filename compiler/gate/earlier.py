@@ -1,8 +1,9 @@
-"""The report that a package is compared with: an earlier gate's JSON, or that of `picosam2 evaluate`.
+"""What a package is compared with: an earlier package, the JSON of its gate, or that of `picosam2 evaluate`.
 
-A gate's report holds the IoU of every instance, so that both packages are compared instance by instance. The
-report of `evaluate` holds the mean and its 95 % interval. A document that has a gate's report under the key
-`gate` is taken for that report.
+An earlier package, named by its folder or by report.json in it, is run on the same crops. A gate's JSON holds
+the IoU of every instance, so that both packages are compared instance by instance. The JSON of `evaluate`
+holds the mean and its 95 % interval. A document that has a gate's report under the key `gate` is taken for
+that report.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.gate.intervals import Interval
+from compiler.gate.intervals import Interval, intervals
+from compiler.package import is_package
 from passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 FORMAT = "picosam2 gate"
 """What a gate's report calls itself."""
+
+REPORT = "report.json"
+"""The report in a package."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,22 @@ class Earlier:
         )
 
 
+def package_of(path: Path) -> Path | None:
+    """The package that a baseline names, by its folder or by report.json in it; None for other files."""
+    if path.is_dir():
+        return path
+    return path.parent if path.name == REPORT and is_package(path.parent) else None
+
+
+def measured_earlier(name: str, now: Measurement, confidence: float, seed: int) -> Earlier:
+    """The earlier package as it was measured beside this one."""
+    assert now.earlier is not None
+    (found,) = intervals(now.earlier[:, None], now.picture_ids, confidence, seed)
+    return Earlier(
+        name, now.data, now.protocol, found, confidence, now.crops_sha256, now.annotation_ids, now.earlier
+    )
+
+
 def read_earlier(path: Path) -> Earlier:
     """Raises InputError for a file that is no report with an int8 accuracy."""
     try:
@@ -71,7 +92,7 @@ def read_earlier(path: Path) -> Earlier:
         raise InputError(
             f"--baseline {path}",
             f"is no report with an int8 mIoU ({error!r})"[:300],
-            "the JSON of an earlier gate, or of `picosam2 evaluate PACKAGE`",
+            "an earlier package, or the JSON of an earlier gate or of `picosam2 evaluate PACKAGE`",
             "picosam2 gate PACKAGE --data ... --max-drop 1 --json baseline.json",
         ) from error
 
@@ -81,10 +102,10 @@ def _require_measured(path: Path, document: dict[str, Any]) -> None:
     if "agreement" in document and "converter" in document:
         raise InputError(
             f"--baseline {path}",
-            "is the report of a compile: a mIoU in it is on calibration pictures, not on --data",
-            "the JSON of an earlier gate, or of `picosam2 evaluate PACKAGE`",
-            f"score that package on --data: picosam2 gate {path.parent} --data ... --max-drop 1 "
-            "--json baseline.json",
+            "is the report of a compile without its package: a mIoU in it is on calibration pictures, not on "
+            "--data",
+            "the earlier package, which is run on --data, or the JSON of its gate",
+            "give the package's folder",
         )
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.gate.criteria import Criterion, Limits, Verdict, accuracy, against_earlier, memory
-from compiler.gate.earlier import FORMAT, Earlier, read_earlier, require_comparable
+from compiler.gate.earlier import (
+    FORMAT,
+    Earlier,
+    measured_earlier,
+    package_of,
+    read_earlier,
+    require_comparable,
+)
 from compiler.gate.intervals import (
     LEAST_CONFIDENCE,
     LEAST_PICTURES,
@@ -24,6 +31,7 @@ from compiler.gate.intervals import (
     intervals,
 )
 from compiler.gate.measuring import Measurement, measure, open_graphs, require_float, used_memory
+from compiler.inspection.opened_package import OpenedPackage, open_package, trained_protocol
 from passes.errors import ExitCode, GateFailed, InputError
 
 if TYPE_CHECKING:
@@ -44,7 +52,7 @@ class GateOptions:
 
     Attributes:
         limits: at least one.
-        baseline: an earlier report (`compiler.gate.earlier`); needs `limits.max_drop`.
+        baseline: an earlier package or report (`compiler.gate.earlier`); needs `limits.max_drop`.
         confidence: of every interval, 0.5..0.99.
         undecided_fails: `too few samples to tell` fails the gate.
         strict: warnings fail the gate.
@@ -211,13 +219,39 @@ def run_gate(
         EnvironmentFault: the simulator's kernels cannot be built.
     """
     require_sound(options)
-    earlier = None if options.baseline is None else read_earlier(options.baseline)
+    before = None if options.baseline is None else package_of(options.baseline)
+    earlier = None if options.baseline is None or before is not None else read_earlier(options.baseline)
     found = open_graphs(package)
+    known = None if before is None else open_package(before)
+    if known is not None and protocol is None:
+        _require_alike(found.opened, known)
     if options.limits.max_drop is not None:
         require_float(found)
     used = None if options.limits.max_memory is None else used_memory(found)
-    measured = measure(found, source, split, protocol, threads=threads, on_progress=on_progress)
+    measured = measure(
+        found,
+        source,
+        split,
+        protocol,
+        earlier=None if known is None else known.loaded,
+        threads=threads,
+        on_progress=on_progress,
+    )
+    if known is not None:
+        earlier = measured_earlier(known.name, measured, options.confidence, options.seed)
     return judge(measured, options, earlier, used)
+
+
+def _require_alike(now: OpenedPackage, before: OpenedPackage) -> None:
+    """Raises InputError where the two were trained on different prompts: no crops would be fair to both."""
+    ours, theirs = (trained_protocol(one.manifest) for one in (now, before))
+    if ours is not None and theirs is not None and ours != theirs:
+        raise InputError(
+            f"--baseline {before.name}",
+            f"was trained on {theirs}",
+            f"{ours}, as {now.name}",
+            "compare packages of one kind, or say with --protocol which prompts both are scored by",
+        )
 
 
 def require_sound(options: GateOptions) -> None:

@@ -59,6 +59,7 @@ class Measurement:
         trivial: at least one.
         contents: content hash (`calib.representative`) -> file name of every picture that was scored.
         calibration: the package's calibration card; None where it has none.
+        earlier: IoUs of the int8 network of an earlier package; None where none was given.
     """
 
     package: str
@@ -74,6 +75,7 @@ class Measurement:
     trivial: tuple[Trivial, ...]
     contents: Mapping[str, str] = field(repr=False)
     calibration: Mapping[str, Any] | None = field(repr=False)
+    earlier: Floats | None = field(default=None, repr=False)
 
     @property
     def pictures(self) -> int:
@@ -123,6 +125,7 @@ def measure(
     split: str | None,
     protocol: str | None,
     *,
+    earlier: Loaded | None = None,
     threads: int | None = None,
     on_progress: OnProgress = lambda done, total, phase: None,
 ) -> Measurement:
@@ -132,6 +135,7 @@ def measure(
         source, split: the data set (`student.instances.load_instances`).
         protocol: a name in `student.crops.PROTOCOLS`, cut at the network's input size; None: what the
             network was trained under, where its package says so, else point-native-96.
+        earlier: the int8 graph of an earlier package, run on the same crops.
         threads: None for all cores. No result depends on them.
 
     Raises:
@@ -153,6 +157,8 @@ def measure(
     networks = {"int8": found.opened.loaded}
     if found.real is not None:
         networks["float"] = found.real
+    if earlier is not None:
+        networks["earlier"] = earlier
     rule = protocol_of_size(named, [(name, one.contract) for name, one in networks.items()])
     runs = {name: predictor(one, threads) for name, one in networks.items()}
     instances = load_instances(source, split)
@@ -195,6 +201,7 @@ def measure(
         ),
         contents,
         found.opened.manifest.get("calibration"),
+        None if earlier is None else reached("earlier"),
     )
 
 

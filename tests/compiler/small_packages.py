@@ -44,12 +44,15 @@ def segmenter(seed: int = 0) -> ir.Model:
     return _finished(model)
 
 
-def red_finder(size: int = 96) -> ir.Model:
-    """Half the red channel of the delivered integers: a pixel is mask where red is more than 129."""
+def red_finder(size: int = 96, gain: float = 0.5) -> ir.Model:
+    """Half the red channel of the delivered integers: a pixel is mask where red is more than 129.
+
+    A negative gain finds everything else.
+    """
     graph = Dialect()
     pixels = graph.quantize(graph.input([1, 3, size, size]), 128.0)
     weight = np.zeros((1, 3, 1, 1), np.float32)
-    weight[0, 0] = 0.5
+    weight[0, 0] = gain
     return _finished(
         graph.model(graph.quantize(graph.node("Conv", pixels, graph.quantized_weights(weight, [1.0])), 64.0)),
         size,

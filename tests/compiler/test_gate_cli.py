@@ -96,8 +96,42 @@ def test_the_report_of_a_compile_is_no_baseline(
     report.write_text(json.dumps({"schema": 1, "model": {}, "agreement": {}, "converter": None}))
     assert run(arguments(package, coco, "--max-drop", "1", "--baseline", str(report))) == 1
     told = capsys.readouterr().err
-    assert "is the report of a compile: a mIoU in it is on calibration pictures, not on --data" in told
-    assert f"picosam2 gate {tmp_path} --data" in told
+    assert "is the report of a compile without its package: a mIoU in it is on calibration pictures" in told
+    assert "Fix: give the package's folder" in told
+
+
+def test_an_earlier_package_is_run_on_the_same_crops(
+    package: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its folder or by report.json in it; the verdict is that of its gate's JSON."""
+    blind = packaged(tmp_path / "blind", red_finder(gain=-0.5), float_twin(red_finder(gain=-0.5)))
+    kept = tmp_path / "kept.json"
+    assert run(arguments(package, coco, "--max-drop", "1", "--json", str(kept))) == 0
+    capsys.readouterr()
+    (package / "report.json").write_text("{}")
+    lost = []
+    for baseline in (package, package / "report.json", kept):
+        asked = ("--max-drop", "1", "--baseline", str(baseline), "--format", "json")
+        assert run(arguments(blind, coco, *asked)) == 3
+        document = json.loads(capsys.readouterr().out)
+        assert document["failed"] == ["baseline"]
+        lost.append(document["criteria"][1]["value"])
+    assert lost == [lost[0]] * 3
+    assert lost[0] > 10
+    assert run(arguments(package, coco, "--max-drop", "0", "--baseline", str(package))) == 0
+
+
+def test_an_earlier_package_of_other_prompts(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point, box = (
+        packaged(tmp_path / name, red_finder(), float_twin(red_finder()), protocol=name)
+        for name in ("point-native-96", "roi-pad10")
+    )
+    asked = arguments(point, coco, "--max-drop", "1", "--baseline", str(box))
+    assert run(asked) == 1
+    assert "--baseline roi-pad10: was trained on roi-pad10 (point-native-96" in capsys.readouterr().err
+    assert run([*asked, "--protocol", "point-native-96"]) == 0
 
 
 def test_the_forecast_is_of_the_memory_that_was_compiled_for(
