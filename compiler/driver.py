@@ -41,6 +41,7 @@ from compiler.reports.failed_run import failed_place, failure_of, remove_failed,
 from compiler.result import CheckResult, CompileResult, Input, Output, StepTime, VendorFigures
 from compiler.versions import PACKAGES, versions
 from passes import graph as graphs
+from passes.diagnostics import Diagnostic, Severity
 from passes.errors import InputError, TargetViolation, ToolError, first_line
 from passes.files import write_beside
 from passes.imx500.limits import MEMORY_BUDGET
@@ -237,30 +238,54 @@ def _run_step(state: State, step: Step, number: int) -> State:
 
 
 def _preflight(state: State) -> State:
-    from calib.representative import require_source
     from compiler.converter import find_converter
     from student.crops import named_protocol
 
     if state.options.trains:
         asked = f"--quantizer {state.options.quantizer}"
         require_brevitas(asked if state.options.max_drop is None else "--max-drop")
-    if state.options.protocol is not None:
-        named_protocol(state.options.protocol)
-    require_source(state.options.calib)
+    if state.options.protocol is not None and named_protocol(state.options.protocol).border == "clip":
+        raise InputError(
+            "--protocol",
+            repr(state.options.protocol),
+            "what networks are trained on; clip is for comparing with the PicoSAM2 authors' numbers",
+            "point-native-96, or roi-pad10",
+        )
     if not state.options.convert:
         return state
     return dataclasses.replace(state, install=find_converter())
 
 
 def _load(state: State) -> State:
+    from calib.representative import require_source
+
     options = state.options
-    loaded = load_model(options.model, declared=options.declared, size=options.size)
-    if options.protocol is not None:
-        loaded = dataclasses.replace(loaded, protocol=options.protocol)
+    loaded = _prompted(load_model(options.model, declared=options.declared, size=options.size), options)
     if loaded.kind is ModelKind.QUANTIZED_ONNX:
         _require_plain(options)
         return dataclasses.replace(state, loaded=loaded, quantized=loaded.model)
+    require_source(options.calib)
     return dataclasses.replace(state, loaded=loaded, float_model=loaded.model)
+
+
+def _prompted(loaded: Loaded, options: CompileOptions) -> Loaded:
+    """With the protocol that --protocol names; a warning where the checkpoint says another."""
+    own, named = loaded.protocol, options.protocol
+    if named is None or named == own:
+        return loaded
+    warning = Diagnostic(
+        rule="input/protocol-overridden",
+        severity=Severity.WARNING,
+        node="",
+        module="",
+        found=f"--protocol {named}, and {options.model.name} says that it was trained on {own}",
+        limit=f"taken: {named}",
+        fix="leave --protocol out, unless the file is wrong",
+        source="student/crops.py",
+    )
+    return dataclasses.replace(
+        loaded, protocol=named, notes=loaded.notes if own is None else (*loaded.notes, warning)
+    )
 
 
 def _require_plain(options: CompileOptions) -> None:
@@ -369,7 +394,13 @@ def _calibration(state: State) -> State:
     training = drawn(max(count, TRAINING_PICTURES), DECIDING_PICTURES) if options.searches else ()
     if options.max_drop is not None:
         _require_pictures(len(set(training[0].deciding_pictures.tolist())), options.calib)
-    return dataclasses.replace(state, representative=drawn(count, scored), training=training)
+    try:
+        representative = drawn(count, scored)
+    except InputError:  # too few pictures to keep any apart: then the mIoU is not known
+        if not scored:
+            raise
+        representative = drawn(count)
+    return dataclasses.replace(state, representative=representative, training=training)
 
 
 def _require_pictures(found: int, source: str) -> None:
@@ -670,7 +701,7 @@ def _graph_steps() -> tuple[Step, ...]:
 PIPELINE: tuple[Step, ...] = (
     Step(
         "preflight",
-        "are the converter with its Java, Brevitas and the calibration pictures there, where asked for",
+        "are the converter with its Java, and Brevitas, there, where asked for",
         _preflight,
     ),
     Step("load", "the model file becomes one ONNX graph with an input contract", _load, graph=True),

@@ -23,7 +23,7 @@ from compiler.driver import FLOAT_GRAPH, INT8_GRAPH
 from compiler.frontend import Loaded, ModelKind, load_model
 from compiler.inspection.mask_output import is_probability
 from compiler.inspection.opened_package import trained_protocol
-from compiler.package import calibration_sources, read_manifest
+from compiler.package import calibration_sources, is_package, read_manifest
 from compiler.simulator.numerics import DIALECT, UNKNOWNS, Imx500, Numerics
 from passes import graph as graphs
 from passes.contract import InputContract
@@ -234,7 +234,7 @@ def evaluate_model(
     notes += [
         f"{one.file} does not say its protocol: scored as if made under {rule.name}"
         for one in contestants
-        if one.loaded is None
+        if one.loaded is None or (one.protocol is None and protocol is None and known_protocols)
     ]
     notes += [
         f"{one.file} was trained on {one.protocol}, and this is its score on {rule.name}"
@@ -319,6 +319,11 @@ def _open(path: Path, declared: str | None, float_graph: bool) -> _Contestant:
                 "a package with that graph",
                 "score the float graph" if not float_graph else "compile it again",
             )
+    elif is_package(path.parent):
+        manifest = read_manifest(path.parent)
+        said = manifest.get("files", {}).get(path.name, {}).get("sha256")
+        if path.is_file() and said == graphs.sha256(path.read_bytes()):
+            protocol = trained_protocol(manifest)
     if path.is_file() and _is_json(path):
         return _Contestant(path, name, "stored predictions", graphs.sha256(path.read_bytes()), None, ())
     loaded = load_model(path, declared=declared)
@@ -554,6 +559,14 @@ def _refused(loaded: Loaded, error: Exception) -> InputError:
     )
 
 
+def _may_be(shape: tuple[int | None, ...] | None, size: tuple[int, ...]) -> bool:
+    """Nothing that is known of a shape speaks against N pictures of this size; running it tells the rest."""
+    if shape is None:
+        return True
+    pairs = zip(shape[1:], size, strict=False)
+    return len(shape) == 1 + len(size) and all(one in (None, wanted) for one, wanted in pairs)
+
+
 def _picture_and_map(loaded: Loaded) -> tuple[ir.Value, ir.Value, int | None]:
     """The input that takes the picture, the output that is the mask, and the batch of the graph (None: any).
 
@@ -576,7 +589,7 @@ def _map_output(loaded: Loaded) -> int:
     outputs = loaded.model.graph.outputs
     size = (1, loaded.contract.height, loaded.contract.width)
     shapes = [graphs.static_shape(value) for value in outputs]
-    if shapes == [None]:  # running it will tell
+    if len(outputs) == 1 and _may_be(shapes[0], size):
         return 0
     maps = [index for index, shape in enumerate(shapes) if (shape or ())[1:] == size]
     if len(maps) != 1 and len(outputs) == 1:

@@ -6,6 +6,7 @@ ours is never touched.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -80,6 +81,13 @@ def require_writable(out: Path, model: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=parent):
             pass
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"--out {out}",
+                f"has a name of {len(os.fsencode(out.name))} bytes",
+                "some 200 bytes: what is written beside it first has a longer one",
+                "choose a shorter name",
+            ) from error
         fault = system_error(error, f"--out {out}")
         if isinstance(fault, EnvironmentFault):
             raise fault from error
@@ -139,7 +147,7 @@ def require_package(folder: Path) -> None:
             f"package {folder}",
             f"has no {MANIFEST} of ours",
             "a directory that `picosam2 compile` wrote",
-            "name that directory, or a file in it",
+            "name that directory",
         )
 
 

@@ -266,7 +266,7 @@ def evaluate_command(
         typer.Option(
             metavar="NAME",
             help="point-native-96; point-native-96-clip (the PicoSAM2 authors' border); roi-pad10. Default: "
-            "what the model was trained on, where it says so, else point-native-96.",
+            "what the model (or else --against) was trained on, where it says so, else point-native-96.",
             show_default=False,
         ),
     ] = None,

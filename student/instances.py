@@ -340,18 +340,14 @@ def _instances(
             if rle is None or pixels == 0:
                 empty += 1
                 continue
-            own = codes.toBbox(rle).tolist()
-            left, top, width, height = (float(x) for x in annotation.get("bbox") or own)
+            box, replaced = annotated_box(annotation.get("bbox"), codes.toBbox(rle), shapes[picture_id])
             area = float(annotation.get("area", pixels))
-            if not all(math.isfinite(x) for x in (left, top, width, height, area)):
-                raise ValueError("a box or area that is no number")
+            if not math.isfinite(area):
+                raise ValueError("an area that is no number")
         except Exception as error:  # pycocotools raises bare Exceptions on what it cannot read
             broken.append(f"{number} ({str(error)[:80]})")
             continue
-        box = (left, top, width, height)
-        if not _fits(box, own, shapes[picture_id]):
-            boxes += 1
-            box = own[0], own[1], own[2], own[3]
+        boxes += replaced
         instances.append((picture_id, Instance(number, int(annotation["category_id"]), box, area, rle)))
     if broken:
         raise InputError(
@@ -361,6 +357,27 @@ def _instances(
             "correct or remove these annotations",
         )
     return instances, crowds, empty, boxes
+
+
+def annotated_box(box: Any, own: Iterable[float], size: tuple[int, int]) -> tuple[Box, bool]:
+    """The box that an annotation gives, or its mask's `own` where it gives none; and whether the mask's own
+    is taken because the annotated one cannot be this mask's.
+
+    Args:
+        box: left, top, width and height; None or empty where none is annotated.
+        size: height and width of the picture.
+
+    Raises ValueError or TypeError for what is no box.
+    """
+    left, top, width, height = (float(x) for x in own)
+    mine = (left, top, width, height)
+    if not box:
+        return mine, False
+    left, top, width, height = (float(x) for x in box)
+    if not all(math.isfinite(x) for x in (left, top, width, height)):
+        raise ValueError("a box that is no number")
+    given = (left, top, width, height)
+    return (given, False) if _fits(given, mine, size) else (mine, True)
 
 
 def _fits(box: Box, own: Sequence[float], size: tuple[int, int]) -> bool:

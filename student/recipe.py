@@ -180,8 +180,8 @@ def changed(recipe: Recipe, kept: dict[str, Any]) -> list[str]:
         if before == value:
             continue
         if isinstance(value, dict) and isinstance(before, dict):
-            inner = [key for key in value if before.get(key) != value[key]]
-            found += [f"{name}.{key} {before.get(key)}, here {value[key]}" for key in inner]
+            inner = [key for key in {**before, **value} if before.get(key) != value.get(key)]
+            found += [f"{name}.{key} {before.get(key)}, here {value.get(key)}" for key in inner]
         else:
             found.append(f"{name} {before}, here {value}")
     return found

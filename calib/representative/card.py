@@ -25,6 +25,7 @@ def card(data: RepresentativeSet, training: RepresentativeSet | None = None) -> 
 
     Returns:
         `how`, `pictures`, `held_out`, `seed`: the sentence, two counts and the seed.
+        `protocol`: what crops around objects were asked to be cut by; null for point-native.
         `parts`: for each part the number of `crops`, of source `pictures`, and of crops by size of their
         object (`sizes`, where there are objects); `training` where there is a training set.
         `left_out`: how many of the `pictures` met were excluded, and their `contents`, the content hashes.
@@ -49,6 +50,7 @@ def card(data: RepresentativeSet, training: RepresentativeSet | None = None) -> 
         "pictures": len(data.pictures),
         "held_out": len(data.held_out),
         "seed": data.seed,
+        "protocol": data.protocol,
         "parts": parts,
         "left_out": {"pictures": len(largest.left_out), "contents": list(largest.left_out)},
         "sources": [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from calib.representative.object_sizes import size_class
 from calib.representative.representative_set import Mask, Pixels
 from calib.representative.sources import COCO_PREFIX, PictureFile
 from passes.contract import InputContract
-from passes.errors import InputError
-from student.crops import POINT_NATIVE_96, PROTOCOLS, Protocol, crop, cut_rectangle, prompt_point
+from passes.errors import InputError, first_line
+from student.crops import POINT_NATIVE_96, PROTOCOLS, Box, Protocol, crop, cut_rectangle, prompt_point
 
 OUTSIDE = 128
 """Pixel value where a crop leaves its picture: mid-grey, as in the training crops."""
@@ -30,12 +30,12 @@ OUTSIDE = 128
 
 @dataclass(frozen=True)
 class Record:
-    """A COCO picture and its instances' segmentations, crowds left out."""
+    """A COCO picture and its instances' annotations, crowds left out."""
 
     file: PictureFile
     height: int
     width: int
-    segmentations: tuple[Any, ...]
+    annotations: tuple[Mapping[str, Any], ...]
 
 
 def annotation_file(folder: Path) -> Path:
@@ -68,7 +68,7 @@ def coco_records(folder: Path) -> tuple[str, list[Record]]:
         instances: dict[int, list[Any]] = {}
         for annotation in content["annotations"]:
             if not annotation.get("iscrowd", 0) and annotation.get("segmentation"):
-                instances.setdefault(annotation["image_id"], []).append(annotation["segmentation"])
+                instances.setdefault(annotation["image_id"], []).append(annotation)
         records = [
             Record(
                 PictureFile(f"{split}/{image['file_name']}", folder / split / image["file_name"]),
@@ -91,9 +91,10 @@ def coco_records(folder: Path) -> tuple[str, list[Record]]:
 
 @dataclass(frozen=True)
 class Objects:
-    """The instances of a picture that have a pixel: compressed run-length code and size class of each."""
+    """The instances of a picture that have a pixel: compressed run-length code, box, size class of each."""
 
     codes: tuple[dict[str, Any], ...]
+    boxes: tuple[Box, ...]
     sizes: tuple[str, ...]
 
 
@@ -101,21 +102,28 @@ def objects_of(record: Record) -> Objects:
     """Raises InputError for what is no polygon and no run-length code of the picture."""
     from pycocotools import mask
 
+    from student.instances import annotated_box
+
     found = []
-    for segmentation in record.segmentations:
+    size = (record.height, record.width)
+    for annotation in record.annotations:
+        segmentation = annotation["segmentation"]
         try:
             code = _run_lengths(segmentation, record.height, record.width)
             area = int(mask.area(code))
+            box, _ = annotated_box(annotation.get("bbox"), mask.toBbox(code), size)
         except Exception as error:  # pycocotools raises bare Exceptions on what it cannot read
             raise InputError(
                 f"annotation of {record.file.name}",
-                f"segmentation {str(segmentation)[:60]!r} is no polygon and no run-length code",
-                "COCO's polygons or RLE",
+                f"segmentation {str(segmentation)[:60]!r} and box {str(annotation.get('bbox'))[:40]} are no "
+                f"object's ({first_line(error)[:80]})",
+                "COCO's polygons or RLE, and a box of four numbers",
                 "correct or remove the annotation",
             ) from error
         if area:
-            found.append((code, size_class(area)))
-    return Objects(tuple(code for code, _ in found), tuple(size for _, size in found))
+            found.append((code, box, size_class(area)))
+    codes, boxes, sizes = zip(*found, strict=True) if found else ((), (), ())
+    return Objects(codes, boxes, sizes)
 
 
 def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -140,9 +148,7 @@ def protocol_for(contract: InputContract, name: str | None) -> Protocol:
     return dataclasses.replace(protocol, size=max(contract.height, contract.width))
 
 
-def object_crop(
-    codes: Sequence[dict[str, Any]], chosen: int, contract: InputContract, protocol: Protocol
-) -> Cut:
+def object_crop(there: Objects, chosen: int, contract: InputContract, protocol: Protocol) -> Cut:
     """What the protocol shows of the instance `chosen`, and its mask there.
 
     The further planes of an input that is no picture are of crops around instances drawn at random.
@@ -150,13 +156,13 @@ def object_crop(
 
     def cut(image: Image.Image, random: np.random.Generator) -> tuple[Pixels, Mask]:
         picture = np.asarray(image)
-        first = _cut(picture, codes[chosen], contract, protocol)
+        first = _cut(picture, there, chosen, contract, protocol)
         tiles = [first[0]]
 
         def tile() -> Pixels:
             if tiles:
                 return tiles.pop()
-            return _cut(picture, codes[int(random.integers(len(codes)))], contract, protocol)[0]
+            return _cut(picture, there, int(random.integers(len(there.codes))), contract, protocol)[0]
 
         return channels(tile, contract), first[1]
 
@@ -164,15 +170,15 @@ def object_crop(
 
 
 def _cut(
-    picture: Pixels, code: dict[str, Any], contract: InputContract, protocol: Protocol
+    picture: Pixels, there: Objects, chosen: int, contract: InputContract, protocol: Protocol
 ) -> tuple[Pixels, Mask]:
     """uint8 [H, W, 3] and the instance's mask in it; centred on the picture where no mask pixel is in it."""
     from pycocotools import mask
 
     rows, columns = picture.shape[:2]
-    inside = np.asarray(mask.decode(code)).astype(bool)[:rows, :columns]
+    inside = np.asarray(mask.decode(there.codes[chosen])).astype(bool)[:rows, :columns]
     if protocol.name != POINT_NATIVE_96.name and inside.any():
-        return crop(protocol, picture, inside)
+        return crop(protocol, picture, inside, there.boxes[chosen])
     row, column = prompt_point(inside) if inside.any() else (rows // 2, columns // 2)
     side = max(contract.height, contract.width)
     top = row - side // 2 + (side - contract.height) // 2

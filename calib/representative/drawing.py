@@ -207,7 +207,7 @@ def _from_coco(order: _Order, folder: Path) -> RepresentativeSet:
             _Crop(
                 pictures[picture],
                 random,
-                object_crop(there[picture].codes, one, order.contract, protocol),
+                object_crop(there[picture], one, order.contract, protocol),
                 there[picture].sizes[one],
             )
             for picture, one, random in chosen
@@ -279,6 +279,7 @@ def _assembled(order: _Order, drawn: dict[str, list[_Crop]], parts: Parts, how: 
         masks if order.src.startswith(COCO_PREFIX) else None,
         np.array([where[crop.picture.file.name, DECIDING] for crop in drawn[DECIDING]], np.int64),
         parts.left_out,
+        order.protocol,
     )
 
 

@@ -56,6 +56,7 @@ class RepresentativeSet:
         deciding_pictures: int64 [D], index in `sources` of each one's picture: crops of one picture are not
             independent, so intervals are taken over pictures.
         left_out: content hashes of the pictures met while drawing that were to be excluded.
+        protocol: what crops around objects were asked to be cut by; None: point-native.
     """
 
     pictures: Pixels
@@ -68,6 +69,7 @@ class RepresentativeSet:
     deciding_masks: Mask | None = None
     deciding_pictures: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: tuple[str, ...] = ()
+    protocol: str | None = None
 
 
 def delivered(pictures: Pixels, contract: InputContract) -> NDArray[np.float32]:

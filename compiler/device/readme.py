@@ -49,7 +49,7 @@ message says why.
 ```sh
 python3 -m on_the_pi.check --replay found.npz     # the same comparison, without a camera
 cd ..
-picosam2 diff . imx500-nearest-even-saturating device-check/found.npz --map first.png
+picosam2 diff . {nearest} device-check/found.npz --map first.png
 ```
 
 `diff` shows which channels of the outputs differ and draws where; a recording holds no layers between. Give
@@ -136,6 +136,8 @@ def check_readme(
         packed: packerOut.zip is in the package.
     """
     listed = "\n".join(f"- `{file}`: the integers of {names}" for file, names in expected)
+    names = [file.removeprefix("expected-").removesuffix(".npz") for file, _ in expected]
+    nearest = next((name for name in names if name.startswith("imx500")), names[0])
     numerics = _NUMERICS + ("" if missing is None else "\n" + _MISSING.format(missing=missing))
     shown = ""
     if demo:
@@ -151,6 +153,7 @@ def check_readme(
         count=count,
         packaging=PACKAGING.format(network=network).strip(),
         numerics=numerics,
+        nearest=nearest,
         inputs=inputs,
         how=how,
         expected=listed,

@@ -120,7 +120,7 @@ def require_comparable(earlier: Earlier, now: Measurement) -> str | None:
             f"--baseline {earlier.file}",
             f"was measured on {earlier.data}, {earlier.protocol}",
             f"{now.data}, {now.protocol}, as here",
-            "run the gate of the earlier package on the same data with the same protocol",
+            f"the same data, and --protocol {earlier.protocol}; or run the gate of the earlier package again",
         )
     if earlier.annotation_ids is None:
         return f"{earlier.file} has no figures of single instances: compared by its interval, less sharply"

@@ -233,7 +233,7 @@ def run_gate(
         source,
         split,
         protocol,
-        earlier=None if known is None else known.loaded,
+        earlier=known,
         threads=threads,
         on_progress=on_progress,
     )
@@ -305,7 +305,7 @@ def judge(
     Raises:
         InputError: an earlier report of something else.
     """
-    notes = []
+    notes = list(measured.notes)
     if measured.pictures < LEAST_PICTURES:
         notes.append(f"{measured.pictures} pictures: with fewer than {LEAST_PICTURES} there is no interval")
     if earlier is not None and (note := require_comparable(earlier, measured)) is not None:

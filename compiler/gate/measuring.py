@@ -60,6 +60,7 @@ class Measurement:
         contents: content hash (`calib.representative`) -> file name of every picture that was scored.
         calibration: the package's calibration card; None where it has none.
         earlier: IoUs of the int8 network of an earlier package; None where none was given.
+        notes: what a reader has to know of how it was measured.
     """
 
     package: str
@@ -76,6 +77,7 @@ class Measurement:
     contents: Mapping[str, str] = field(repr=False)
     calibration: Mapping[str, Any] | None = field(repr=False)
     earlier: Floats | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -125,7 +127,7 @@ def measure(
     split: str | None,
     protocol: str | None,
     *,
-    earlier: Loaded | None = None,
+    earlier: OpenedPackage | None = None,
     threads: int | None = None,
     on_progress: OnProgress = lambda done, total, phase: None,
 ) -> Measurement:
@@ -134,8 +136,9 @@ def measure(
     Args:
         source, split: the data set (`student.instances.load_instances`).
         protocol: a name in `student.crops.PROTOCOLS`, cut at the network's input size; None: what the
-            network was trained under, where its package says so, else point-native-96.
-        earlier: the int8 graph of an earlier package, run on the same crops.
+            network was trained under, where its package (or else the earlier one) says so, else
+            point-native-96.
+        earlier: an earlier package, whose int8 graph is run on the same crops.
         threads: None for all cores. No result depends on them.
 
     Raises:
@@ -152,13 +155,15 @@ def measure(
     from student.evaluate import baselines, iou, predict_crops
     from student.instances import load_instances
 
-    own = trained_protocol(found.opened.manifest)
-    named = named_protocol(protocol or own or POINT_NATIVE_96.name)
+    packages = [found.opened] if earlier is None else [found.opened, earlier]
+    trained = {one.name: trained_protocol(one.manifest) for one in packages}
+    known = [one for one in trained.values() if one is not None]
+    named = named_protocol(protocol or next(iter(known), POINT_NATIVE_96.name))
     networks = {"int8": found.opened.loaded}
     if found.real is not None:
         networks["float"] = found.real
     if earlier is not None:
-        networks["earlier"] = earlier
+        networks["earlier"] = earlier.loaded
     rule = protocol_of_size(named, [(name, one.contract) for name, one in networks.items()])
     runs = {name: predictor(one, threads) for name, one in networks.items()}
     instances = load_instances(source, split)
@@ -202,6 +207,11 @@ def measure(
         contents,
         found.opened.manifest.get("calibration"),
         None if earlier is None else reached("earlier"),
+        tuple(
+            f"{name} was trained on {own}, and this is its score on {rule.name}"
+            for name, own in trained.items()
+            if own not in (None, named.name)
+        ),
     )
 
 

@@ -27,7 +27,7 @@ from compiler.inspection.opened_package import OpenedPackage
 from compiler.inspection.partly_quantized import KINDS, partly_quantized
 from compiler.inspection.recording import read_recording
 from compiler.simulator.fixedpoint import Grid
-from compiler.simulator.numerics import UNKNOWNS, Numerics, slug
+from compiler.simulator.numerics import DIALECT, UNKNOWNS, Numerics, slug
 from compiler.simulator.reference import quantized_values
 from passes.errors import InputError
 from passes.graph import real_inputs
@@ -175,6 +175,7 @@ SOURCES: dict[str, Source] = {
     "float": float_source,
     "onnxruntime": onnxruntime_source,
     **{name: engine_source(name) for name in ENGINES},
+    slug(DIALECT): engine_source("fast"),
     **{slug(numerics): numerics_source(numerics) for numerics in UNKNOWNS},
 }
 """What can be computed, by name; the names of numerics are those of the expected files of `device-check/`."""

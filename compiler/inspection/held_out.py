@@ -42,7 +42,8 @@ def held_out_pictures(
             count,
             chosen,
             exclude=left_out,
-            protocol=trained_protocol(package.manifest),
+            # Packages of earlier versions, whose cards name none, were calibrated on point-native crops.
+            protocol=calibration.get("protocol") if calibration else trained_protocol(package.manifest),
         )
         scale, offset = (
             np.array(numbers, np.float32).reshape(1, -1, 1, 1)

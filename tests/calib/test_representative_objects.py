@@ -128,7 +128,7 @@ def test_deciding_crops_and_masks_are_those_of_the_protocol(data_dir: Path, prot
         assert one.sources[index].part == DECIDING
         record = train[one.sources[index].name]
         picture = np.asarray(Image.open(record.path).convert("RGB"))
-        expected = [crop(rule, picture, instance.mask()) for instance in record.instances]
+        expected = [crop(rule, picture, instance.mask(), instance.box) for instance in record.instances]
         assert any(
             np.array_equal(pixels.transpose(1, 2, 0), other) and np.array_equal(mask, truth)
             for other, truth in expected

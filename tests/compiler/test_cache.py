@@ -89,6 +89,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_folder_follows_xdg(monkeypatch):
+    monkeypatch.delenv("PICOSAM2_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_folder() == Path("/somewhere/picosam2-compile")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")

@@ -30,7 +30,7 @@ from compiler.inspection.differences import (
 from compiler.inspection.opened_package import OpenedPackage, open_package
 from compiler.inspection.recording import read_recording, write_recording
 from compiler.simulator.fixedpoint import Grid
-from compiler.simulator.numerics import DIALECT, Imx500, slug
+from compiler.simulator.numerics import Imx500, slug
 from passes.errors import InputError
 from tests.compiler.small_packages import SIZE, float_twin, packaged, segmenter
 
@@ -192,7 +192,7 @@ def test_each_numerics_of_a_device_check_is_a_source(
     answers = all_expected(package.model, next(iter(inputs)), np.asarray(pictures), grid).answers
     for answer in answers:
         for numerics in answer.numerics:
-            source = SOURCES["fast" if numerics == DIALECT else slug(numerics)]
+            source = SOURCES[slug(numerics)]
             assert np.array_equal(source(package, inputs)[name], answer.outputs[name])
     assert slug(Imx500()) in SOURCES
 
@@ -219,9 +219,8 @@ def test_sources_that_do_not_fit(
     names: list[str],
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(
-        InputError, match=r"one of float, onnxruntime, fast, imx500, reference, imx500-.*, or an \.npz"
-    ):
+    offered = r"one of float, onnxruntime, fast, imx500, reference, dialect, imx500-.*, or an \.npz"
+    with pytest.raises(InputError, match=offered):
         open_source("chip", package)
     write_recording(tmp_path / "other.npz", {"conv7": np.zeros((1, 2), np.int8)})
     with pytest.raises(InputError, match="'conv7' is no tensor of small"):

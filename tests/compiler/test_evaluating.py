@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from pycocotools import mask as codes
@@ -268,6 +269,13 @@ def test_the_prompts_are_those_the_model_was_trained_on(tmp_path: Path, coco: Pa
     assert not any("trained on" in one for one in own.notes)
     assert scored(unknown, coco).protocol.name == "point-native-96"
     assert note in scored(boxes, coco, protocol="point-native-96").notes
+    graph = boxes / "model_quant.onnx"
+    assert scored(graph, coco).protocol.name == "roi-pad10"
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes(graph.read_bytes())
+    said = "alone.onnx does not say its protocol: scored as if made under roi-pad10"
+    assert said in scored(alone, coco, against=boxes).notes
+    assert scored(alone, coco).protocol.name == "point-native-96"
 
 
 def test_the_record_and_the_tables(tmp_path: Path, coco: Path) -> None:
@@ -373,6 +381,13 @@ def three_channels() -> Any:
 def test_networks_that_give_no_mask(tmp_path: Path, coco: Path, built: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         scored(saved(built(), tmp_path / "m.onnx"), coco)
+
+
+def test_an_output_whose_size_the_graph_leaves_open(tmp_path: Path, coco: Path, red: np.ndarray) -> None:
+    built = red_graph(SIGNED)
+    built.graph.outputs[0].shape = ir.Shape(["n", 1, "h", "w"])
+    result = scored(saved(built, tmp_path / "m.onnx"), coco)
+    assert result.model.figures.overall.miou.mean == pytest.approx(red.mean())
 
 
 def test_a_mask_among_other_outputs(tmp_path: Path, coco: Path, red: np.ndarray) -> None:

@@ -131,7 +131,13 @@ def test_an_earlier_package_of_other_prompts(
     asked = arguments(point, coco, "--max-drop", "1", "--baseline", str(box))
     assert run(asked) == 1
     assert "--baseline roi-pad10: was trained on roi-pad10 (point-native-96" in capsys.readouterr().err
-    assert run([*asked, "--protocol", "point-native-96"]) == 0
+    assert run([*asked, "--protocol", "point-native-96", "--format", "json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert "roi-pad10 was trained on roi-pad10, and this is its score on point-native-96" in notes
+    unknown = packaged(tmp_path / "unknown", red_finder(), float_twin(red_finder()))
+    asked = arguments(unknown, coco, "--max-drop", "1", "--baseline", str(box), "--format", "json")
+    assert run(asked) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["protocol"] == "roi-pad10"
 
 
 def test_the_forecast_is_of_the_memory_that_was_compiled_for(

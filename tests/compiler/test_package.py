@@ -191,6 +191,11 @@ def test_the_current_folder_cannot_be_replaced(tmp_path, monkeypatch):
         package.require_writable(Path(), tmp_path / "model.pt")
 
 
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(InputError, match=r"has a name of 250 bytes .* Fix: choose a shorter name"):
+        package.require_writable(tmp_path / ("a" * 250), tmp_path / "model.onnx")
+
+
 def test_an_interrupt_between_the_renames_leaves_a_whole_package(tmp_path, monkeypatch):
     """Signals wait until both renames are done; an exception in between puts the old package back."""
     out = tmp_path / "package"

@@ -39,6 +39,23 @@ def test_why_it_is_not_known() -> None:
     )
 
 
+def test_against_what_the_checkpoint_says_there_is_a_warning() -> None:
+    def notes(own: str | None, asked: str | None) -> list[str]:
+        loaded = Loaded(red_finder(), ModelKind.STATE_DICT, "net", SQUARE, (), protocol=own)
+        found = driver._prompted(loaded, CompileOptions(Path("net.pt"), Path("out"), protocol=asked))
+        assert found.protocol == (asked or own)
+        return [note.rule for note in found.notes]
+
+    assert notes("roi-pad10", "point-native-96") == ["input/protocol-overridden"]
+    assert notes("roi-pad10", "roi-pad10") == notes("roi-pad10", None) == notes(None, "roi-pad10") == []
+
+
+def test_clip_is_nothing_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["compile", str(CHECKPOINTS / "picosam2.pt"), "--out", str(tmp_path / "o")]
+    assert run([*asked, "--protocol", "point-native-96-clip"]) == 1
+    assert "Fix: point-native-96, or roi-pad10" in capsys.readouterr().err
+
+
 def test_an_unknown_protocol_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["compile", str(CHECKPOINTS / "picosam2.pt"), "--out", str(tmp_path / "o"), "--protocol", "box"]
     assert run(asked) == 1

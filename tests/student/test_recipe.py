@@ -49,6 +49,9 @@ def test_what_changed() -> None:
     kept = json.loads(recipe_json(Recipe()))
     assert kept == asdict(Recipe())
     assert changed(Recipe(), kept) == []
+    gone = json.loads(recipe_json(Recipe()))
+    gone["augmentation"]["removed since"] = 1
+    assert changed(Recipe(), gone) == ["augmentation.removed since 1, here None"]
     assert changed(make_recipe({"seed": 3}, ["augmentation.grey=0.5"]), kept) == [
         "seed 0, here 3",
         f"augmentation.grey {kept['augmentation']['grey']}, here 0.5",

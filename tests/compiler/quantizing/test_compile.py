@@ -91,11 +91,14 @@ def test_a_graph_that_came_quantized_takes_no_such_option(tmp_path, capfd, argum
         ("coco:absent", "no annotations/instances_train*"),
     ],
 )
-def test_pictures_that_are_not_there_are_told_before_the_model_is_read(tmp_path, capfd, source, message):
-    asked = ["compile", str(tmp_path / "broken.onnx"), "--no-convert", "--out", str(tmp_path / "package")]
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
+def test_pictures_that_are_not_there_are_told_as_soon_as_it_is_known_that_they_are_needed(
+    tmp_path, capfd, source, message
+):
+    asked = ["compile", str(network(tmp_path)), "--no-convert", "--out", str(tmp_path / "package")]
     assert cli.run([*asked, "--calib", source]) == 1
-    assert message in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert message in told
+    assert "raise-opset" not in told
 
 
 def test_too_few_pictures_for_a_drop_are_told_before_anything_is_quantized(tmp_path, capfd):

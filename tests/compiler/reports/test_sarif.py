@@ -35,10 +35,13 @@ def test_the_standards_schema_and_code_scanning_take_it(name):
 
 
 def test_the_standards_schema_refuses_what_is_not_sarif():
-    document = json.loads(to_sarif(refused(), "net.onnx"))
-    document["runs"][0]["results"][0]["level"] = "fatal"
-    with pytest.raises(jsonschema.ValidationError, match="fatal"):
-        validate_sarif(document)
+    for name, spoilt in (("level", "fatal"), ("uri", 'my net <x>|"e.onnx')):
+        document = json.loads(to_sarif(refused(), "net.onnx"))
+        result = document["runs"][0]["results"][0]
+        where = result["locations"][0]["physicalLocation"]["artifactLocation"] if name == "uri" else result
+        where[name] = spoilt
+        with pytest.raises(jsonschema.ValidationError):
+            validate_sarif(document)
 
 
 def test_ten_results_at_their_modules_with_fingerprints_of_their_own():
