@@ -278,8 +278,8 @@ def _prompted(loaded: Loaded, options: CompileOptions) -> Loaded:
         severity=Severity.WARNING,
         node="",
         module="",
-        found=f"--protocol {named}, and {options.model.name} says that it was trained on {own}",
-        limit=f"taken: {named}",
+        found=f"--protocol {named}, in place of {own}",
+        limit="the prompts that the checkpoint says it was trained on",
         fix="leave --protocol out, unless the file is wrong",
         source="student/crops.py",
     )
