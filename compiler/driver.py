@@ -41,7 +41,7 @@ from compiler.reports.failed_run import failed_place, failure_of, remove_failed,
 from compiler.result import CheckResult, CompileResult, Input, Output, StepTime, VendorFigures
 from compiler.versions import PACKAGES, versions
 from passes import graph as graphs
-from passes.diagnostics import Diagnostic, Severity
+from passes.diagnostics import Severity, about_input
 from passes.errors import InputError, TargetViolation, ToolError, first_line
 from passes.files import write_beside
 from passes.imx500.limits import MEMORY_BUDGET
@@ -273,11 +273,9 @@ def _prompted(loaded: Loaded, options: CompileOptions) -> Loaded:
     own, named = loaded.protocol, options.protocol
     if named is None or named == own:
         return loaded
-    warning = Diagnostic(
-        rule="input/protocol-overridden",
-        severity=Severity.WARNING,
-        node="",
-        module="",
+    warning = about_input(
+        "protocol-overridden",
+        Severity.WARNING,
         found=f"--protocol {named}, in place of {own}",
         limit="the prompts that the checkpoint says it was trained on",
         fix="leave --protocol out, unless the file is wrong",

@@ -29,7 +29,7 @@ from compiler.traced_scopes import restore_places, trace_in_scopes
 from passes import contract as contracts
 from passes import graph as graphs
 from passes.contract import InputContract
-from passes.diagnostics import Diagnostic, Severity
+from passes.diagnostics import Diagnostic, Severity, about_input
 from passes.errors import InputError, first_line, not_readable
 from passes.fix_batch import forget_shapes
 from passes.imx500.geometry import constant_ints, input_at, int_attribute, ints_attribute
@@ -568,11 +568,9 @@ def _from_input_quantizer(value: ir.Value, channels: int, height: int, width: in
 
 
 def _assumed(name: str, meaning: str) -> Diagnostic:
-    return Diagnostic(
-        rule="input/contract-assumed",
-        severity=Severity.WARNING,
-        node="",
-        module="",
+    return about_input(
+        "contract-assumed",
+        Severity.WARNING,
         found="the model declares no input contract",
         limit=f"assumed {name}: {meaning}",
         fix=f"declare it: --input {name} (or unit, centred, raw, raw-signed, FILE.json)",
@@ -587,11 +585,9 @@ def _overridden(
     if stored is None or _resized(stored, contract.height, contract.width) == contract:
         return ()
     return (
-        Diagnostic(
-            rule="input/contract-overridden",
-            severity=Severity.WARNING,
-            node="",
-            module="",
+        about_input(
+            "contract-overridden",
+            Severity.WARNING,
             found=f"--input {declared}, {_formula(contract)}, in place of {_formula(stored)}",
             limit="the contract that the file carries",
             fix="leave --input out, unless the file is wrong",
@@ -616,11 +612,9 @@ def _symbolic_batches(model: ir.Model) -> tuple[Diagnostic, ...]:
         if (shape := graphs.static_shape(value)) and shape[0] is None
     ]
     return tuple(
-        Diagnostic(
-            rule="input/symbolic-batch",
-            severity=Severity.NOTE,
-            node="",
-            module="",
+        about_input(
+            "symbolic-batch",
+            Severity.NOTE,
             found=f"input {name} has a symbolic batch",
             limit="the chip runs one picture at a time: compiled for a batch of 1",
             fix="nothing to do; export with a batch of 1 to say so yourself",

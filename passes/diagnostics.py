@@ -45,5 +45,12 @@ class Diagnostic:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+def about_input(
+    rule: str, severity: Severity, *, found: str, limit: str, fix: str, source: str
+) -> Diagnostic:
+    """One on what the model takes, which is about no node: `input/RULE`."""
+    return Diagnostic(f"input/{rule}", severity, "", "", found, limit, fix, source)
+
+
 def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
     return any(d.severity is Severity.ERROR for d in diagnostics)

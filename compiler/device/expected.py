@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from compiler.simulator.engine import compile_program
 from compiler.simulator.fixedpoint import Grid
-from compiler.simulator.numerics import DIALECT, UNKNOWNS, Numerics
+from compiler.simulator.numerics import ALL_NUMERICS, DIALECT, Numerics
 from compiler.simulator.segments import segment
 from passes.errors import InputError
 
@@ -55,11 +55,10 @@ def all_expected(
         EnvironmentFault: there is no C compiler for the simulator's kernels.
     """
     pictures = {name: np.ldexp(integers.astype(np.float64), grid.exponent)}
-    choices: tuple[Numerics, ...] = (DIALECT, *UNKNOWNS)
     graph = segment(model)
     answers: list[ExpectedOutputs] = []
-    for number, numerics in enumerate(choices):
-        progress("expected integers for the chip", number / len(choices))
+    for number, numerics in enumerate(ALL_NUMERICS):
+        progress("expected integers for the chip", number / len(ALL_NUMERICS))
         try:
             program = compile_program(model, numerics=numerics, graph=graph)
         except InputError as error:

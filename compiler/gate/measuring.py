@@ -156,8 +156,9 @@ def measure(
     from student.instances import load_instances
 
     packages = [found.opened] if earlier is None else [found.opened, earlier]
-    trained = {one.name: trained_protocol(one.manifest) for one in packages}
-    known = [one for one in trained.values() if one is not None]
+    # Two folders may have one name: previous/package and package.
+    trained = [(one.name, trained_protocol(one.manifest)) for one in packages]
+    known = [own for _, own in trained if own is not None]
     named = named_protocol(protocol or next(iter(known), POINT_NATIVE_96.name))
     networks = {"int8": found.opened.loaded}
     if found.real is not None:
@@ -209,7 +210,7 @@ def measure(
         None if earlier is None else reached("earlier"),
         tuple(
             f"{name} was trained on {own}, and this is its score on {rule.name}"
-            for name, own in trained.items()
+            for name, own in trained
             if own not in (None, named.name)
         ),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 
 from compiler.agreement import session
 from compiler.dialect import output_grid
-from compiler.inspection.engines import ENGINES, open_engine
+from compiler.inspection.engines import ENGINES, Engine, fast_engine
 from compiler.inspection.layers import quantized_layers
 from compiler.inspection.opened_package import OpenedPackage
 from compiler.inspection.partly_quantized import KINDS, partly_quantized
 from compiler.inspection.recording import read_recording
 from compiler.simulator.fixedpoint import Grid
-from compiler.simulator.numerics import DIALECT, UNKNOWNS, Numerics, slug
+from compiler.simulator.numerics import ALL_NUMERICS, slug
 from compiler.simulator.reference import quantized_values
 from passes.errors import InputError
 from passes.graph import real_inputs
@@ -147,26 +148,12 @@ def onnxruntime_source(package: OpenedPackage, inputs: Inputs) -> dict[str, Inte
     return _through_onnxruntime(package, inputs, quantized=True)
 
 
-def engine_source(engine: str) -> Source:
-    """An engine of the simulator (`compiler.inspection.engines.ENGINES`)."""
+def engine_source(opened: Callable[[ir.Model], Engine]) -> Source:
+    """An engine of the simulator (`compiler.inspection.engines`)."""
 
     def run(package: OpenedPackage, inputs: Inputs) -> dict[str, Integers]:
-        found = open_engine(engine, package.model)(inputs, quantized_values(package.model))
+        found = opened(package.model)(inputs, quantized_values(package.model))
         return {name: tensor.values for name, tensor in found.items()}
-
-    return run
-
-
-def numerics_source(numerics: Numerics) -> Source:
-    """The compiled file's numbers under one answer to what it leaves open."""
-
-    def run(package: OpenedPackage, inputs: Inputs) -> dict[str, Integers]:
-        from compiler.simulator.engine import compile_program
-
-        program = compile_program(package.model, numerics=numerics)
-        return {
-            name: one.values for name, one in program.run(inputs, quantized_values(package.model)).items()
-        }
 
     return run
 
@@ -174,9 +161,8 @@ def numerics_source(numerics: Numerics) -> Source:
 SOURCES: dict[str, Source] = {
     "float": float_source,
     "onnxruntime": onnxruntime_source,
-    **{name: engine_source(name) for name in ENGINES},
-    slug(DIALECT): engine_source("fast"),
-    **{slug(numerics): numerics_source(numerics) for numerics in UNKNOWNS},
+    **{name: engine_source(opened) for name, opened in ENGINES.items()},
+    **{slug(one): engine_source(partial(fast_engine, numerics=one)) for one in ALL_NUMERICS},
 }
 """What can be computed, by name; the names of numerics are those of the expected files of `device-check/`."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from compiler.simulator.numerics import DIALECT, Imx500, Numerics
 from compiler.simulator.reference import IntegerTensor, run_reference
 from passes.errors import InputError
 
@@ -30,29 +32,21 @@ def reference_engine(model: ir.Model) -> Engine:
     return run
 
 
-def fast_engine(model: ir.Model) -> Engine:
-    """The compiled integer program: the reference's integers, fast. InputError for what it cannot run."""
-    from compiler.simulator.engine import compile_program
+def fast_engine(model: ir.Model, numerics: Numerics = DIALECT) -> Engine:
+    """The compiled integer program: fast, in `dialect` with the reference's integers.
 
-    program = compile_program(model)
-    return lambda inputs, keep: program.run(inputs, keep)
-
-
-def imx500_engine(model: ir.Model) -> Engine:
-    """The program with the numbers of the compiled file (`compiler.simulator.numerics.Imx500`).
-
-    Raises InputError for layers whose numbers in the compiled file are not known.
+    Raises InputError for what it cannot run, under `imx500` also for layers whose numbers in the compiled
+    file are not known.
     """
     from compiler.simulator.engine import compile_program
-    from compiler.simulator.numerics import Imx500
 
-    program = compile_program(model, numerics=Imx500())
+    program = compile_program(model, numerics=numerics)
     return lambda inputs, keep: program.run(inputs, keep)
 
 
 ENGINES: dict[str, Callable[[ir.Model], Engine]] = {
     "fast": fast_engine,
-    "imx500": imx500_engine,
+    "imx500": partial(fast_engine, numerics=Imx500()),
     "reference": reference_engine,
 }
 """By name; `fast` and `reference` compute the same integers."""

@@ -60,3 +60,5 @@ UNKNOWNS: tuple[Imx500, ...] = tuple(
     Imx500(rounding, saturate) for rounding in Rounding for saturate in (True, False)
 )
 """Every combination of what the compiled file cannot tell."""
+
+ALL_NUMERICS: tuple[Numerics, ...] = (DIALECT, *UNKNOWNS)

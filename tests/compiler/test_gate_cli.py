@@ -134,6 +134,10 @@ def test_an_earlier_package_of_other_prompts(
     assert run([*asked, "--protocol", "point-native-96", "--format", "json"]) == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert "roi-pad10 was trained on roi-pad10, and this is its score on point-native-96" in notes
+    alike = packaged(tmp_path / "other" / "roi-pad10", red_finder(), float_twin(red_finder()))
+    asked = arguments(box, coco, "--max-drop", "1", "--baseline", str(alike), "--format", "json")
+    assert run(asked) == 0  # of the same name, and not known what it was trained on
+    assert json.loads(capsys.readouterr().out)["data"]["protocol"] == "roi-pad10"
     unknown = packaged(tmp_path / "unknown", red_finder(), float_twin(red_finder()))
     asked = arguments(unknown, coco, "--max-drop", "1", "--baseline", str(box), "--format", "json")
     assert run(asked) == 0

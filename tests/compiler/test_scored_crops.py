@@ -13,8 +13,10 @@ from compiler.cli import run
 from compiler.driver import CompileOptions, State
 from compiler.frontend import Loaded, ModelKind
 from compiler.progress import Progress
+from compiler.quantizing.judge import accuracy
 from passes.contract import InputContract, centred
-from tests.compiler.small_packages import red_finder
+from tests.compiler.small_packages import float_twin, red_finder
+from tests.pictures import write_coco
 
 CHECKPOINTS = Path(__file__).parents[2] / "student" / "checkpoints"
 SQUARE, WIDE = centred(3, 96, 96), centred(3, 64, 96)
@@ -48,6 +50,18 @@ def test_against_what_the_checkpoint_says_there_is_a_warning() -> None:
 
     assert notes("roi-pad10", "point-native-96") == ["input/protocol-overridden"]
     assert notes("roi-pad10", "roi-pad10") == notes("roi-pad10", None) == notes(None, "roi-pad10") == []
+
+
+def test_two_pictures_calibrate_and_the_score_is_not_known(tmp_path: Path) -> None:
+    real = float_twin(red_finder())
+    loaded = Loaded(real, ModelKind.STATE_DICT, "net", SQUARE, (), protocol="roi-pad10")
+    few = write_coco(tmp_path / "coco", pictures=2)
+    options = CompileOptions(Path("net.pt"), tmp_path / "out", calib=f"coco:{few}", calib_count=4)
+    state = State(options, Progress(1, quiet=True), Cache(tmp_path), loaded=loaded, float_model=real)
+    (drawn,) = driver._calibration(state).representative
+    assert len(drawn.pictures) == 4
+    assert len(drawn.deciding) == 0
+    assert accuracy(real, [drawn], red_finder()) == "no crops are kept apart"
 
 
 def test_clip_is_nothing_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
